@@ -1,0 +1,5 @@
+"""``python -m solver``: the command line."""
+
+from solver.cli import main
+
+main()

@@ -1,0 +1,131 @@
+"""Collectives (DESIGN 5.6 to 5.8): all-reduce algorithms, dispatch and combine, pipeline hops.
+
+Groups are described by their size `n` and by how many of their members share a scale-up domain (`q`); a group with
+``q < n`` crosses ``ceil(n / q)`` domains.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from solver.cost.machine import Floats, Ints, Machine, ceil_int
+from solver.specs.dtypes import num_bytes
+from solver.specs.problem import AllReduce, Problem
+
+SCALE_BLOCK = 128
+"""8-bit token vectors travel with one fp32 scale per 128 elements (DeepEP)."""
+SCALE_BYTES = 4
+
+
+class Comm:
+    """Leaf costs of communication; payloads follow from the LLM's hidden size."""
+
+    def __init__(self, problem: Problem, machine: Machine) -> None:
+        self.machine, self.llm = machine, problem.llm
+        self._base = float(machine.calibration.collective_base)
+        self._activation_bytes = num_bytes(self.llm.dtypes.activation)
+        self.token_bytes = self.llm.hidden_size * self._activation_bytes
+        dispatch = num_bytes(self.llm.dtypes.dispatch)
+        self.dispatch_bytes = self.llm.hidden_size * dispatch
+        if dispatch <= 1:
+            self.dispatch_bytes += -(-self.llm.hidden_size // SCALE_BLOCK) * SCALE_BYTES
+
+    def _span(self, n: Ints, q: Ints) -> tuple[Ints, Floats, Floats]:
+        """Domains a group crosses, and the bandwidth and latency of the level that joins them."""
+        domains = -(-n // np.maximum(q, 1))
+        rate, latency = self.machine.outer_link(domains)
+        return domains, rate, latency
+
+    def allreduce_ns(self, algorithm: AllReduce, n: Ints, q: Ints, payload: Floats) -> Ints:
+        """All-reduce of `payload` bytes per rank; 0 for groups of one.
+
+        ring ``2(n-1) a + 2(n-1)/n S/b``; tree ``2 log2(n) a + 2 S/b``, both on the slowest level they cross;
+        hierarchical: reduce-scatter inside, all-reduce of the shard across, all-gather inside.
+        """
+        domains, rate, latency = self._span(n, q)
+        inner = self.machine.links[0]
+        if algorithm == "ring":
+            time = 2 * (n - 1) * latency + 2 * (n - 1) / n * payload / rate
+        elif algorithm == "tree":
+            time = 2 * np.ceil(np.log2(np.maximum(n, 1))) * latency + 2 * payload / rate
+        else:
+            inside = np.minimum(q, n)
+            across = np.where(
+                domains > 1, 2 * (domains - 1) * latency + 2 * (domains - 1) / domains * (payload / inside) / rate, 0.0
+            )
+            time = 2 * (inside - 1) * inner.latency_ns + 2 * (inside - 1) / inside * payload / inner.bytes_per_ns + across
+        return np.where(n > 1, ceil_int(time + self._base), 0)
+
+    def allgather_ns(self, n: Ints, q: Ints, payload: Floats) -> Ints:
+        """All-gather to (or reduce-scatter from) `payload` bytes per rank, hierarchical; 0 for groups of one."""
+        domains, rate, latency = self._span(n, q)
+        inner = self.machine.links[0]
+        inside = np.minimum(q, n)
+        time = (inside - 1) * inner.latency_ns + (inside - 1) / inside * payload / inner.bytes_per_ns
+        time = time + np.where(domains > 1, (domains - 1) * latency, 0.0)
+        time = time + np.where(domains > 1, (domains - 1) / domains * payload / inside / rate, 0.0)
+        return np.where(n > 1, ceil_int(time + self._base), 0)
+
+    # --- tensor parallel ------------------------------------------------------------------------------------------
+
+    def tp_allreduce_ns(self, algorithm: AllReduce, attn_tp: Ints, tokens: Ints) -> Ints:
+        """All-reduce of `tokens` token vectors over an attention TP group."""
+        q = np.minimum(attn_tp, self.machine.domain_gpus)
+        return self.allreduce_ns(algorithm, attn_tp, q, tokens * self.token_bytes)
+
+    def best_tp_allreduce_ns(self, attn_tp: Ints, tokens: Ints) -> Ints:
+        """The fastest algorithm (used where the algorithm is not a decision: once per step, in the embedding)."""
+        ring = self.tp_allreduce_ns("ring", attn_tp, tokens)
+        tree = self.tp_allreduce_ns("tree", attn_tp, tokens)
+        return np.minimum(np.minimum(ring, tree), self.tp_allreduce_ns("hierarchical", attn_tp, tokens))
+
+    def tp_allgather_ns(self, attn_tp: Ints, payload: Floats) -> Ints:
+        """All-gather of `payload` bytes in total over an attention TP group."""
+        return self.allgather_ns(attn_tp, np.minimum(attn_tp, self.machine.domain_gpus), payload)
+
+    # --- experts --------------------------------------------------------------------------------------------------
+
+    def destinations(self, moe_ep: Ints) -> Floats:
+        """Expected distinct expert-parallel ranks a token goes to: ``n (1 - (1 - 1/n)^k)``, bounded by its groups."""
+        assert self.llm.moe is not None
+        moe = self.llm.moe
+        distinct = moe_ep * (1 - (1 - 1 / moe_ep) ** moe.top_k)
+        if moe.num_groups > 1:
+            distinct = np.minimum(distinct, moe.groups_per_token * -(-moe_ep // moe.num_groups))
+        return distinct
+
+    def all_to_all_ns(self, moe_tp: Ints, moe_ep: Ints, stage_members: Ints, tokens_factor: Floats) -> Ints:
+        """Dispatch plus combine of one MoE layer.
+
+        `tokens_factor` is the stage's tokens times the load factor of the busiest rank. Tokens are scattered over all
+        ranks of the stage, each goes once to each distinct expert-parallel rank (to all `moe_tp` shards of it) and
+        comes back once; the time of a phase is the maximum over link levels.
+        """
+        ranks = moe_tp * moe_ep
+        members = np.minimum(stage_members, ranks)
+        _, rate, latency = self._span(ranks, members)
+        inner = self.machine.links[0]
+        copies = tokens_factor / ranks * self.destinations(moe_ep) * moe_tp
+        inside, outside = (members - 1) / ranks, (ranks - members) / ranks
+        per_byte = np.maximum(inside / inner.bytes_per_ns, outside / rate)
+        dispatch = copies * self.dispatch_bytes * per_byte + latency + self._base
+        combine = copies * self.token_bytes * per_byte + latency + self._base
+        return ceil_int(dispatch) + ceil_int(combine)
+
+    def gather_ns(self, stage_gpus: Ints, stage_members: Ints, tokens: Ints) -> Ints:
+        """Exchange without all-to-all: gather all `tokens` of the stage, reduce-scatter the partial sums back."""
+        members = np.minimum(stage_members, stage_gpus)
+        gathered = self.allgather_ns(stage_gpus, members, tokens * self.dispatch_bytes)
+        return gathered + self.allgather_ns(stage_gpus, members, tokens * self.token_bytes)
+
+    # --- pipeline -------------------------------------------------------------------------------------------------
+
+    def hop_ns(self, attn_tp: Ints, in_domain: Ints, tokens: Ints) -> Ints:
+        """One hop to the next stage of `tokens` token vectors, sharded over TP."""
+        rate, latency = self.machine.outer_link(np.where(in_domain, 1, 2 * np.ones_like(in_domain)))
+        return ceil_int(tokens * self.token_bytes / attn_tp / rate + latency + self._base)
+
+    def return_ns(self, in_domain: Ints) -> Ints:
+        """The sampled token's way from the last stage back to the first."""
+        _, latency = self.machine.outer_link(np.where(in_domain, 1, 2 * np.ones_like(in_domain)))
+        return ceil_int(latency + self._base)

@@ -1,0 +1,117 @@
+"""Routed experts: distinct experts touched, rows, imbalance (DESIGN 5.4), and their weights."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from solver.cost.machine import BYTES_PER_KIB, Floats, Ints, Machine, Phase, ceil_int
+from solver.specs.dtypes import num_bytes
+from solver.specs.problem import Problem
+from solver.strategy import num_slots
+
+EXPERT_KERNELS = 6
+"""Norm, router with top-k, permutation, two grouped GEMMs, un-permutation."""
+PPM = 10**6
+"""Load factors are integers in parts per million: 1_000_000 is perfect balance."""
+POISSON_LIMIT = 256.0
+"""Mean rows per rank above which the maximum of the ranks is taken from the normal approximation."""
+
+
+class Experts:
+    """Leaf costs of one MoE layer's routed experts."""
+
+    def __init__(self, problem: Problem, machine: Machine) -> None:
+        assert problem.llm.moe is not None
+        self.machine, self.llm, self.moe = machine, problem.llm, problem.llm.moe
+        self.slots = num_slots(problem.llm, problem.redundant_experts)
+        self._redundant = problem.redundant_experts
+        self._weight_bytes = num_bytes(self.llm.dtypes.experts)
+        self._activation_bytes = num_bytes(self.llm.dtypes.activation)
+        loads = problem.workload.expert_loads
+        if loads is None:
+            self._pick_le = np.full((1, self.moe.num_experts), self.moe.top_k / self.moe.num_experts)
+        else:
+            counts_le = np.array(loads.counts, dtype=np.float64)
+            self._pick_le = np.minimum(1.0, self.moe.top_k * counts_le / counts_le.sum(axis=1, keepdims=True))
+        self._touched: dict[int, float] = {}
+
+    def rank_slots(self, moe_ep: Ints) -> Ints:
+        """Expert replicas of the fullest rank (uneven where `moe_ep` does not divide the slots)."""
+        return -(-self.slots // moe_ep)
+
+    def touched(self, moe_ep: Ints, tokens: Ints) -> Floats:
+        """Expected distinct experts that a full rank touches when the stage routes `tokens` tokens.
+
+        ``slots_per_rank / slots * (sum_e 1 - (1 - p_e)^T + redundant)``, the mean over MoE layers; ``p_e`` is the
+        probability that a token picks expert e. Replicas of hot experts are taken as always touched.
+        """
+        distinct = np.unique(tokens)
+        for value in distinct.tolist():
+            if value not in self._touched:
+                with np.errstate(under="ignore"):
+                    self._touched[value] = float((1.0 - (1.0 - self._pick_le) ** value).sum(axis=1).mean())
+        by_tokens = np.array([self._touched[value] for value in distinct.tolist()])
+        everywhere = by_tokens[np.searchsorted(distinct, tokens)] + self._redundant
+        share = self.rank_slots(moe_ep)
+        return np.minimum(share, share / self.slots * everywhere)
+
+    def load_factor(self, moe_ep: Ints, tokens: Ints, lambda_ppm: Ints) -> Floats:
+        """Expected rows of the busiest rank / mean: placement imbalance times the sampling noise of routing."""
+        assignments = tokens * self.moe.top_k
+        noise = routing_noise(moe_ep, assignments / moe_ep)
+        limit = moe_ep * np.minimum(self.moe.top_k, self.rank_slots(moe_ep)) / self.moe.top_k
+        return np.minimum(lambda_ppm / PPM * noise, limit)
+
+    def compute_ns(self, phase: Phase, moe_tp: Ints, moe_ep: Ints, tokens: Ints, lambda_ppm: Ints) -> Ints:
+        """Router and grouped GEMMs of `tokens` tokens of the stage on its busiest rank."""
+        parameters = float(self.llm.expert_parameters)
+        rows = tokens * self.moe.top_k / moe_ep * self.load_factor(moe_ep, tokens, lambda_ppm)
+        per_expert = tokens * self.moe.top_k / self.moe.num_experts
+        half = self.machine.calibration.grouped_gemm_half_rows
+        rate = self.machine.peak_flop_per_ns(self.llm.dtypes.experts) * self.machine.gemm_efficiency(phase)
+        flop = 2.0 * rows * parameters / moe_tp
+        moved = self.touched(moe_ep, tokens) * parameters * self._weight_bytes / moe_tp
+        moved = moved + 2.0 * rows * self.llm.hidden_size * self._activation_bytes
+        return self.machine.operator_ns(flop, moved, rate * per_expert / (per_expert + half), EXPERT_KERNELS)
+
+    def weights_kib(self, moe_tp: Ints, moe_ep: Ints) -> Ints:
+        """Expert weights of one MoE layer on its fullest rank, replicas included, in KiB."""
+        held = self.rank_slots(moe_ep) * float(self.llm.expert_parameters) * self._weight_bytes / moe_tp
+        return ceil_int(held / BYTES_PER_KIB)
+
+
+def routing_noise(num_ranks: Ints, mean_rows: Floats) -> Floats:
+    """Expected max / mean of the rows of `num_ranks` ranks when a uniform router draws them.
+
+    Independent Poisson rows up to a mean of 256, the normal approximation above; the spread is scaled by
+    ``sqrt(1 - 1/n)`` because the rows add up. With few tokens even a perfect placement is uneven.
+    """
+    ranks, means = np.broadcast_arrays(num_ranks, mean_rows)
+    flat = [_noise(int(n), float(mu)) for n, mu in zip(ranks.ravel(), means.ravel(), strict=True)]
+    return np.array(flat, dtype=np.float64).reshape(ranks.shape)
+
+
+@lru_cache(maxsize=200_000)
+def _noise(num_ranks: int, mean: float) -> float:
+    if num_ranks <= 1 or mean <= 0:
+        return 1.0
+    shrink = math.sqrt(1 - 1 / num_ranks)
+    if mean > POISSON_LIMIT:
+        return 1 + shrink * normal_maximum(num_ranks) / math.sqrt(mean)
+    top = int(mean + 12 * math.sqrt(mean) + 30)
+    x = np.arange(top + 1)
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(x[1:]))])
+    cdf = np.minimum(1.0, np.cumsum(np.exp(x * math.log(mean) - mean - log_factorial)))
+    expected = float((1.0 - cdf**num_ranks).sum())
+    return 1 + shrink * max(0.0, expected / mean - 1)
+
+
+@lru_cache(maxsize=4096)
+def normal_maximum(num: int) -> float:
+    """Expected maximum of `num` independent standard normal variables, by numerical integration."""
+    z = np.linspace(-9, 9, 4001)
+    cdf = 0.5 * (1 + np.array([math.erf(v / math.sqrt(2)) for v in z]))
+    return float(9 - np.trapezoid(cdf**num, z))

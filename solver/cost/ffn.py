@@ -1,0 +1,76 @@
+"""Dense layers, shared experts, embedding and LM head (DESIGN 5.5, 5.8)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from solver.cost.comm import Comm
+from solver.cost.machine import BYTES_PER_KIB, Ints, Machine, Phase, ceil_int
+from solver.specs.dtypes import num_bytes
+from solver.specs.problem import Problem
+
+DENSE_KERNELS = 3
+"""Norm, up projection with activation, down projection."""
+SHARED_KERNELS = 2
+HEAD_KERNELS = 3
+"""Final norm, head GEMM, sampling."""
+LOGIT_BYTES = 4
+"""Logits are sampled in fp32."""
+
+
+class Ffn:
+    """Leaf costs of the parts that attention TP shards: dense FFN, shared experts, embedding, head."""
+
+    def __init__(self, problem: Problem, machine: Machine, comm: Comm) -> None:
+        self.llm, self.machine, self.comm = problem.llm, machine, comm
+        self._activation_bytes = num_bytes(self.llm.dtypes.activation)
+
+    def _gemm_ns(self, parameters: int, phase: Phase, attn_tp: Ints, tokens: Ints, kernels: int) -> Ints:
+        weights = parameters / attn_tp
+        dtype = self.llm.dtypes.dense
+        rate = self.machine.peak_flop_per_ns(dtype) * self.machine.gemm_efficiency(phase)
+        moved = weights * num_bytes(dtype) + 2.0 * tokens * self.llm.hidden_size * self._activation_bytes
+        return self.machine.operator_ns(2.0 * tokens * weights, moved, rate, kernels)
+
+    def dense_ns(self, phase: Phase, attn_tp: Ints, tokens: Ints) -> Ints:
+        """FFN of a dense layer for `tokens` tokens of one attention group."""
+        return self._gemm_ns(self.llm.dense_parameters, phase, attn_tp, tokens, DENSE_KERNELS)
+
+    def shared_ns(self, phase: Phase, attn_tp: Ints, tokens: Ints) -> Ints:
+        """Shared experts of a MoE layer; 0 where there are none."""
+        if self.llm.shared_parameters == 0:
+            return np.zeros(np.broadcast_shapes(np.shape(attn_tp), np.shape(tokens)), dtype=np.int64)
+        return self._gemm_ns(self.llm.shared_parameters, phase, attn_tp, tokens, SHARED_KERNELS)
+
+    def embedding_ns(self, attn_tp: Ints, tokens: Ints) -> Ints:
+        """Vocabulary-parallel look-up and its all-reduce; the first stage pays it."""
+        moved = 2.0 * tokens * self.llm.hidden_size * self._activation_bytes
+        lookup = self.machine.operator_ns(np.zeros_like(moved), moved, 1.0, 1)
+        return lookup + self.comm.best_tp_allreduce_ns(attn_tp, tokens)
+
+    def head_ns(self, phase: Phase, attn_tp: Ints, rows: Ints) -> Ints:
+        """LM head of `rows` rows, logits gathered over TP, and sampling; the last stage pays it."""
+        weights = self.llm.vocabulary_parameters / attn_tp
+        dtype = self.llm.dtypes.embedding
+        rate = self.machine.peak_flop_per_ns(dtype) * self.machine.gemm_efficiency(phase)
+        moved = weights * num_bytes(dtype) + rows * (self.llm.vocab_size / attn_tp) * LOGIT_BYTES
+        gemm = self.machine.operator_ns(2.0 * rows * weights, moved, rate, HEAD_KERNELS)
+        return gemm + self.comm.tp_allgather_ns(attn_tp, rows * float(self.llm.vocab_size) * LOGIT_BYTES)
+
+    # --- memory -----------------------------------------------------------------------------------------------
+
+    def dense_kib(self, attn_tp: Ints) -> Ints:
+        """Weights of a dense layer's FFN on one rank, KiB."""
+        return self._kib(self.llm.dense_parameters, self.llm.dtypes.dense, attn_tp)
+
+    def shared_kib(self, attn_tp: Ints) -> Ints:
+        """Weights of a MoE layer's shared experts on one rank, KiB."""
+        return self._kib(self.llm.shared_parameters, self.llm.dtypes.dense, attn_tp)
+
+    def vocabulary_kib(self, attn_tp: Ints) -> Ints:
+        """Weights of the embedding, or of the head, on one rank, KiB."""
+        return self._kib(self.llm.vocabulary_parameters, self.llm.dtypes.embedding, attn_tp)
+
+    @staticmethod
+    def _kib(parameters: int, dtype: str, attn_tp: Ints) -> Ints:
+        return ceil_int(parameters * num_bytes(dtype) / attn_tp / BYTES_PER_KIB)

@@ -1,0 +1,97 @@
+"""All leaf costs of one problem behind one door; program, evaluation and judge read the same integers here."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from solver.cost.attention import CORE_KERNELS, Attention
+from solver.cost.comm import Comm
+from solver.cost.experts import Experts
+from solver.cost.ffn import Ffn
+from solver.cost.machine import Ints, Machine, Phase
+from solver.cost.memory import Memory
+from solver.specs.llm import AttentionKind, FfnKind
+from solver.specs.problem import AllReduce, Dispatch, Problem
+from solver.strategy import chunk_tokens, num_chunks
+
+PPM = 10**6
+
+
+class Leaves:
+    """Leaf costs, vectorised over degrees. All times ns, all sizes KiB, all rounded up once."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.machine = Machine(problem)
+        self.comm = Comm(problem, self.machine)
+        self.attention = Attention(problem, self.machine)
+        self.ffn = Ffn(problem, self.machine, self.comm)
+        self.experts = Experts(problem, self.machine) if problem.llm.is_moe else None
+        self.memory = Memory(problem, self.attention, self.ffn, self.comm, self.experts)
+        self.sync_ns = problem.calibration.overlap_sync
+        self.host_ns = problem.calibration.host_step
+        self.chunks = num_chunks(problem)
+        self.chunk_tokens = chunk_tokens(problem)
+        self.step_tokens = problem.workload.tokens_per_step
+        self.busy_ppm = PPM - round(problem.calibration.overlap_sm_share * PPM)
+        speculative = problem.workload.speculative
+        self.kept_ppm = PPM + (round(speculative.accepted * PPM) if speculative else 0)
+
+    # --- computation ----------------------------------------------------------------------------------------------
+
+    def dense_part_ns(self, attention: AttentionKind, ffn: FfnKind, phase: Phase, attn_tp: Ints, tokens: Ints) -> Ints:
+        """What attention TP shards, without the attention core: projections plus dense FFN or shared experts."""
+        fixed = self.attention.projection_ns(attention, phase, attn_tp, tokens)
+        if ffn == "dense":
+            return fixed + self.ffn.dense_ns(phase, attn_tp, tokens)
+        return fixed + self.ffn.shared_ns(phase, attn_tp, tokens)
+
+    def expert_ns(self, phase: Phase, moe_tp: Ints, moe_ep: Ints, tokens: Ints, lambda_ppm: Ints) -> Ints:
+        """Routed experts of one MoE layer for `tokens` tokens of the stage."""
+        assert self.experts is not None
+        return self.experts.compute_ns(phase, moe_tp, moe_ep, tokens, lambda_ppm)
+
+    def inflated_ns(self, compute_ns: Ints) -> Ints:
+        """Computation while communication holds its share of the SMs."""
+        return -(-compute_ns * PPM // self.busy_ppm)
+
+    # --- communication of one layer -------------------------------------------------------------------------------
+
+    def all_to_all_ns(
+        self, moe_tp: Ints, moe_ep: Ints, stage_members: Ints, tokens: Ints, lambda_ppm: Ints
+    ) -> Ints:
+        """Dispatch and combine of one MoE layer for `tokens` tokens of the stage."""
+        assert self.experts is not None
+        factor = tokens * self.experts.load_factor(moe_ep, tokens, lambda_ppm)
+        return self.comm.all_to_all_ns(moe_tp, moe_ep, stage_members, factor)
+
+    def gather_ns(self, stage_gpus: Ints, stage_members: Ints, tokens: Ints) -> Ints:
+        """Gather of all tokens and reduce-scatter of the partial sums of one MoE layer (several attention groups)."""
+        return self.comm.gather_ns(stage_gpus, stage_members, tokens)
+
+    def own_ns(self, attn_tp: Ints, group_tokens: Ints) -> Ints:
+        """After either exchange, TP ranks gather their attention group's token vectors."""
+        return self.comm.tp_allgather_ns(attn_tp, group_tokens * self.comm.token_bytes)
+
+    def num_allreduces(self, ffn: FfnKind, dispatch: Dispatch) -> int:
+        """TP all-reduces of one layer that are not part of the expert exchange."""
+        if ffn == "dense":
+            return 2
+        shared = self.problem.llm.shared_parameters > 0
+        return 2 if dispatch == "all_to_all" and shared else 1
+
+    def allreduce_ns(self, algorithm: AllReduce, attn_tp: Ints, group_tokens: Ints) -> Ints:
+        """One TP all-reduce of a layer's output."""
+        return self.comm.tp_allreduce_ns(algorithm, attn_tp, group_tokens)
+
+    # --- decode core and overlap ------------------------------------------------------------------------------------
+
+    @property
+    def second_core_ns(self) -> int:
+        """The core's second launch when a batch is halved."""
+        return CORE_KERNELS * self.machine.launch_ns
+
+
+def as_ints(*values: int) -> tuple[Ints, ...]:
+    """0-d int64 arrays of plain integers."""
+    return tuple(np.asarray(value, dtype=np.int64) for value in values)

@@ -1,0 +1,173 @@
+"""The degree space of a problem: which values each decision may take, and why the others may not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from solver.specs.problem import ALL_REDUCES, DISPATCHES, AllReduce, Dispatch, MeshOrder, Problem
+from solver.strategy import (
+    ENGINE_MESH,
+    Violation,
+    attn_tp_violations,
+    dtype_violations,
+    max_prefill_batch,
+    moe_ep_violations,
+    moe_tp_violations,
+    num_slots,
+)
+
+MAX_REPORTED_DEGREE = 64
+"""Rejected values of a degree are listed up to this size (larger ones break the same rules)."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A value of one degree that no legal strategy has."""
+
+    degree: str
+    value: int
+    violation: Violation
+
+
+@dataclass(frozen=True)
+class Domains:
+    """Values of every decision, ascending. ``attn_dp`` follows from the identity, replicas run from 1."""
+
+    attn_tp: tuple[int, ...]
+    moe_tp: tuple[int, ...]
+    moe_ep: tuple[int, ...]
+    pp: tuple[int, ...]
+    batch: tuple[int, ...]
+    micro_batches: tuple[int, ...]
+    prefill_batch: tuple[int, ...]
+    mesh_order: tuple[MeshOrder, ...]
+    decode_allreduce: tuple[AllReduce, ...]
+    prefill_allreduce: tuple[AllReduce, ...]
+    decode_dispatch: tuple[Dispatch, ...]
+    prefill_dispatch: tuple[Dispatch, ...]
+    decode_overlap: tuple[bool, ...]
+    prefill_overlap: tuple[bool, ...]
+    attn_dp: int | None
+    """Pinned value, or absent."""
+    replicas: int | None
+    """Pinned value, or absent."""
+    rejections: tuple[Rejection, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether some decision has no legal value at all."""
+        return not all(
+            (self.attn_tp, self.moe_tp, self.moe_ep, self.pp, self.batch, self.micro_batches, self.prefill_batch)
+        )
+
+
+def grid(limit: int) -> list[int]:
+    """1 to 8, then four values an octave (10, 12, 14, 16, 20, ...), up to `limit`."""
+    values, step = list(range(1, min(limit, 8) + 1)), 2
+    while values and values[-1] + step <= limit:
+        values.append(values[-1] + step)
+        if values[-1] % (4 * step) == 0:
+            step *= 2
+    return values
+
+
+def grid_above(value: int) -> int:
+    """Smallest grid value that is at least `value`."""
+    return next(v for v in grid(2 * value + 8) if v >= value)
+
+
+def divisors(value: int) -> list[int]:
+    """Divisors in ascending order."""
+    small = [d for d in range(1, int(value**0.5) + 1) if value % d == 0]
+    return sorted({*small, *(value // d for d in small)})
+
+
+def domains_of(problem: Problem) -> Domains:
+    """The space of a problem after its unary rules, engine profile and pins."""
+    rejections: list[Rejection] = []
+    pins = problem.pins
+
+    def keep(
+        name: str, candidates: Iterable[int], why_not: Callable[[Problem, int], Iterator[Violation]] | None
+    ) -> tuple[int, ...]:
+        pinned = getattr(pins, name)
+        kept = []
+        for value in sorted({*candidates, *([pinned] if pinned is not None else [])}):
+            violation = next(why_not(problem, value), None) if why_not else None
+            if violation is None and pinned is not None and value != pinned:
+                violation = Violation("pin", f"{name} = {value}, but the caller fixed {pinned}")
+            if violation is None:
+                kept.append(value)
+            elif value <= MAX_REPORTED_DEGREE or value == pinned:
+                rejections.append(Rejection(name, value, violation))
+        return tuple(kept)
+
+    budget, llm, space = problem.gpu_budget, problem.llm, problem.space
+    sweep = range(1, min(budget, llm.num_heads, MAX_REPORTED_DEGREE if not space.tp_across_domains else budget) + 1)
+    width = range(1, min(budget, llm.moe.expert_width if llm.moe else 1, MAX_REPORTED_DEGREE) + 1)
+    attn_tp = keep("attn_tp", sweep, attn_tp_violations)
+    moe_tp = keep("moe_tp", width, moe_tp_violations)
+    moe_ep = keep("moe_ep", _moe_ep_candidates(problem), moe_ep_violations)
+    if any(dtype_violations(problem)):
+        attn_tp = ()
+    stages = range(1, min(llm.num_layers, space.max_pp, budget) + 1)
+    pp = keep("pp", stages if space.name == "all" else [v for v in grid(stages[-1]) if v in stages], _stage_violations)
+    batch = keep("batch", _batch_candidates(problem), None)
+    prompts = range(1, max_prefill_batch(problem) + 1)
+    prefill = keep("prefill_batch", prompts if space.name == "all" else [v for v in prompts if v & (v - 1) == 0], None)
+    if pins.prefill_batch is not None and pins.prefill_batch not in prompts:
+        prefill = ()
+    micro = keep("micro_batches", range(1, max(pp, default=1) + 1), None)
+    if pins.micro_batches is not None and pins.micro_batches > max(pp, default=1):
+        micro = ()
+
+    overlaps: tuple[bool, ...] = (False, True)
+    if not llm.is_moe or problem.engine in ("trtllm", "megatron"):
+        overlaps = (False,)
+    dispatches: tuple[Dispatch, ...] = DISPATCHES if llm.is_moe else ("gather",)
+    orders: list[MeshOrder] = [o for o in ("tp-dp-pp", "tp-pp-dp") if o in ENGINE_MESH[problem.engine]]  # type: ignore[misc]
+    return Domains(
+        attn_tp=attn_tp,
+        moe_tp=moe_tp,
+        moe_ep=moe_ep,
+        pp=pp,
+        batch=batch,
+        micro_batches=micro,
+        prefill_batch=prefill,
+        mesh_order=tuple(o for o in orders if pins.mesh_order in (None, o)),
+        decode_allreduce=tuple(a for a in ALL_REDUCES if pins.decode_allreduce in (None, a)),
+        prefill_allreduce=tuple(a for a in ALL_REDUCES if pins.prefill_allreduce in (None, a)),
+        decode_dispatch=tuple(d for d in dispatches if pins.decode_dispatch in (None, d)),
+        prefill_dispatch=tuple(d for d in dispatches if pins.prefill_dispatch in (None, d)),
+        decode_overlap=tuple(o for o in overlaps if pins.decode_overlap in (None, o)),
+        prefill_overlap=tuple(o for o in overlaps if pins.prefill_overlap in (None, o)),
+        attn_dp=pins.attn_dp,
+        replicas=pins.replicas,
+        rejections=tuple(rejections),
+    )
+
+
+def _stage_violations(problem: Problem, pp: int) -> Iterator[Violation]:
+    if pp > problem.llm.num_layers:
+        yield Violation("stages", f"pp = {pp} exceeds the {problem.llm.num_layers} layers")
+
+
+def _moe_ep_candidates(problem: Problem) -> list[int]:
+    moe = problem.llm.moe
+    if moe is None:
+        return [1]
+    slots = num_slots(problem.llm, problem.redundant_experts)
+    limit = min(slots, problem.gpu_budget)
+    if problem.space.name == "all":
+        return list(range(1, limit + 1))
+    domain = problem.cluster.domain_gpus
+    values = {*divisors(moe.num_experts), *divisors(slots), *(domain * k for k in grid(max(1, limit // domain)))}
+    return sorted(v for v in values if v <= limit)
+
+
+def _batch_candidates(problem: Problem) -> list[int]:
+    concurrency, space = problem.workload.concurrency, problem.space
+    if space.name == "all":
+        return list(range(1, min(space.max_batch, concurrency or space.max_batch) + 1))
+    return grid(space.max_batch if concurrency is None else min(space.max_batch, grid_above(concurrency)))

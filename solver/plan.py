@@ -1,0 +1,316 @@
+"""The plan document: strategy, placement, predicted metrics, memory ledger, certificate; and its expansion per GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from solver.certificate import Certificate, Status
+from solver.errors import PlanError
+from solver.specs.llm import Llm
+from solver.specs.problem import ObjectiveName, Problem
+from solver.specs.spec import Spec, one_sentence
+from solver.strategy import Packing, Strategy, StrategyFields, moe_tp_is_fastest, packing_of
+
+SCHEMA_VERSION = "1.0"
+MAX_PLAN_BYTES = 256 * 2**20
+
+Natural = Annotated[int, Field(ge=0)]
+
+
+class PlannedStrategy(StrategyFields):
+    """The chosen strategy with its two labels."""
+
+    label: str
+    full_label: str
+
+    @classmethod
+    def of(cls, strategy: Strategy) -> PlannedStrategy:
+        """The document form of a strategy."""
+        return cls(**strategy.model_dump(), label=strategy.label, full_label=strategy.full_label)
+
+    def strategy(self) -> Strategy:
+        """The strategy without its labels."""
+        return Strategy(**self.model_dump(exclude={"label", "full_label"}))
+
+
+class Metrics(Spec):
+    """Predicted metrics (DESIGN 4) and the integers they follow from."""
+
+    ttft_ns: Natural
+    tpot_ns: Natural
+    request_latency_ns: Natural
+    throughput_tokens_per_s: float
+    efficiency_tokens_per_s_per_gpu: float
+    gpus_used: Natural
+    decode_step_ns: Natural
+    """Time per token of a decode step without prefill interference."""
+    prefill_round_ns: Natural
+    rounds_per_cycle: Natural
+    cycle_ns: Natural
+    active_sequences: Natural
+
+
+class Component(Spec):
+    """A share of a phase's time on the path of one token or prompt."""
+
+    name: str
+    ns: int
+
+
+class Breakdown(Spec):
+    """Where the time of one decode step and of one prefill (all chunks) goes."""
+
+    decode: tuple[Component, ...]
+    prefill: tuple[Component, ...]
+
+
+class StageLedger(Spec):
+    """Memory of the fullest rank of one stage: a class of ranks, all `stage_gpus * replicas` of them alike."""
+
+    stage: Natural
+    first_layer: Natural
+    num_layers: Annotated[int, Field(ge=1)]
+    items_kib: dict[str, Natural]
+    capacity_kib: Natural
+
+    @property
+    def total_kib(self) -> int:
+        """Sum of the items."""
+        return sum(self.items_kib.values())
+
+
+class ObjectiveClaim(Spec):
+    """The objective in the unit of its metric; the certificate has the exact integers."""
+
+    name: ObjectiveName
+    unit: str
+    sense: Literal["minimise", "maximise"]
+    value: float
+    bound: float
+    """Proved limit of the value: no plan in the space is better."""
+    gap: float
+
+
+class Placement(Spec):
+    """GPU-to-shard map by symmetry class: one instance plus the rank arithmetic of :class:`~solver.strategy.Packing`.
+
+    Instance ranks are laid out by the strategy's mesh order into scale-up domains. `expert_maps[m][r]` lists the logical
+    experts in the slots of expert-parallel rank r; `map_of_layer[i]` names the map of the i-th MoE layer. Sequences
+    (numbered by ascending prompt length) are dealt to bins; bin ``(replica * attn_dp + dp_rank) * micro_batches + m``.
+    `bins` absent means even dealing of equal sequences: the first ``num_sequences % bins`` bins get one more.
+    """
+
+    domain_gpus: Natural
+    gpus_per_node: Natural
+    stage_layers: tuple[Annotated[int, Field(ge=1)], ...]
+    moe_tp_fastest: bool
+    """Stage rank = ``moe_ep_rank * moe_tp + moe_tp_rank`` when true, else ``moe_tp_rank * moe_ep + moe_ep_rank``."""
+    expert_maps: tuple[tuple[tuple[Natural, ...], ...], ...] = ()
+    map_of_layer: tuple[Natural, ...] = ()
+    num_sequences: Natural
+    bins: tuple[tuple[Natural, ...], ...] | None = None
+    load_tokens: Natural
+    """Context tokens of the heaviest bin in the middle of generation."""
+    lambda_ppm: Natural
+    """Mean over MoE layers of max / mean expert-rank load, parts per million."""
+
+
+class RunnerUp(Spec):
+    """A strategy the search evaluated that is not the winner."""
+
+    label: str
+    full_label: str
+    objective: float
+    gpus: Natural
+
+
+class Plan(Spec):
+    """One answer: proved (OPTIMAL), or the best found with its gap (FEASIBLE)."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    status: Status
+    objective: ObjectiveClaim
+    strategy: PlannedStrategy
+    metrics: Metrics
+    breakdown: Breakdown
+    memory: tuple[StageLedger, ...]
+    placement: Placement
+    assumptions: tuple[str, ...]
+    warnings: tuple[str, ...]
+    runners_up: tuple[RunnerUp, ...] = ()
+    problem: Problem
+    certificate: Certificate
+
+    @classmethod
+    def parse(cls, text: str | bytes, where: str = "plan") -> Plan:
+        """Read a plan document.
+
+        Raises
+        ------
+        PlanError
+            Not JSON, not this schema, or too large; one sentence.
+        """
+        if len(text) > MAX_PLAN_BYTES:
+            raise PlanError(f"{where}: {len(text)} bytes exceed the limit of {MAX_PLAN_BYTES} for a plan")
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise PlanError(f"{where}: {one_sentence(error)}") from error
+        except RecursionError as error:
+            raise PlanError(f"{where}: nested too deeply to be a plan") from error
+
+    def __repr__(self) -> str:
+        return (
+            f"Plan({self.status}, {self.strategy.label}, {self.metrics.gpus_used} GPUs, {self.objective.name} = "
+            f"{self.objective.value:g} {self.objective.unit}, gap {self.objective.gap:.2%})"
+        )
+
+    __str__ = __repr__
+
+    def _repr_markdown_(self) -> str:
+        m = self.metrics
+        rows = [
+            ("status", f"**{self.status}** (gap {self.objective.gap:.2%})"),
+            ("strategy", f"`{self.strategy.label}` = `{self.strategy.full_label}`"),
+            ("GPUs", str(m.gpus_used)),
+            ("TTFT", f"{m.ttft_ns / 1e6:.3f} ms"),
+            ("TPOT", f"{m.tpot_ns / 1e6:.3f} ms"),
+            ("request latency", f"{m.request_latency_ns / 1e6:.3f} ms"),
+            ("throughput", f"{m.throughput_tokens_per_s:,.1f} tokens/s"),
+            ("efficiency", f"{m.efficiency_tokens_per_s_per_gpu:,.1f} tokens/s/GPU"),
+        ]
+        return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+class Evaluation(Spec):
+    """Metrics and ledger of a strategy that the caller named; it may break memory or SLOs, and then says so."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    strategy: PlannedStrategy
+    metrics: Metrics
+    breakdown: Breakdown
+    memory: tuple[StageLedger, ...]
+    placement: Placement
+    violations: tuple[str, ...]
+    """Broken memory and SLO rules with their numbers; empty when the strategy is a plan."""
+    assumptions: tuple[str, ...]
+    problem: Problem
+
+    def __repr__(self) -> str:
+        m = self.metrics
+        return (
+            f"Evaluation({self.strategy.full_label}, {m.gpus_used} GPUs, TTFT {m.ttft_ns / 1e6:.3f} ms, TPOT "
+            f"{m.tpot_ns / 1e6:.3f} ms, {m.throughput_tokens_per_s:.1f} tokens/s, {len(self.violations)} violations)"
+        )
+
+    __str__ = __repr__
+
+
+class NoPlan(Spec):
+    """The answer when there is no plan: proved INFEASIBLE with the constraints that exclude every plan, or UNKNOWN."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    status: Literal["INFEASIBLE", "UNKNOWN"]
+    reasons: tuple[str, ...]
+    """Constraints with their numbers, most telling first."""
+    problem_digest: str
+    wall_s: float
+
+    def __repr__(self) -> str:
+        return f"NoPlan({self.status}: {'; '.join(self.reasons)})"
+
+    __str__ = __repr__
+
+
+@dataclass(frozen=True)
+class GpuRecord:
+    """Everything one GPU holds."""
+
+    gpu: int
+    node: int
+    local_gpu: int
+    replica: int
+    stage: int
+    first_layer: int
+    last_layer: int
+    attn_tp_rank: int
+    attn_dp_rank: int
+    moe_tp_rank: int
+    moe_ep_rank: int
+    experts: dict[int, tuple[int, ...]]
+    """MoE layer of the stage (0-based decoder index) -> logical experts in this rank's slots."""
+    sequences: tuple[tuple[int, ...], ...]
+    """Per micro-batch, the sequences whose attention this GPU computes."""
+
+
+def moe_coordinates(stage_rank: int, moe_tp: int, moe_ep: int, moe_tp_fastest: bool) -> tuple[int, int]:
+    """(moe_tp rank, moe_ep rank) of a rank of the stage."""
+    if moe_tp_fastest:
+        return stage_rank % moe_tp, stage_rank // moe_tp
+    return stage_rank // moe_ep, stage_rank % moe_ep
+
+
+def stage_starts(stage_layers: tuple[int, ...]) -> list[int]:
+    """First layer of every stage."""
+    return [sum(stage_layers[:stage]) for stage in range(len(stage_layers))]
+
+
+def sequences_of_bin(placement: Placement, bin_index: int, num_bins: int) -> tuple[int, ...]:
+    """Sequences dealt to one bin."""
+    if placement.bins is not None:
+        return placement.bins[bin_index] if bin_index < len(placement.bins) else ()
+    each, more = divmod(placement.num_sequences, num_bins)
+    first = bin_index * each + min(bin_index, more)
+    return tuple(range(first, first + each + (bin_index < more)))
+
+
+def moe_layers_of_stage(llm: Llm, first: int, count: int) -> list[tuple[int, int]]:
+    """(decoder layer, index among MoE layers) of the MoE layers of a stage."""
+    return [(layer, i) for i, layer in enumerate(llm.moe_layer_indices) if first <= layer < first + count]
+
+
+def expand(plan: Plan) -> Iterator[GpuRecord]:
+    """One record per used GPU, replica by replica, stage by stage; streams."""
+    strategy, placement = plan.strategy.strategy(), plan.placement
+    packing: Packing = packing_of(plan.problem, strategy)
+    starts = stage_starts(placement.stage_layers)
+    num_bins = strategy.replicas * strategy.attn_dp * strategy.micro_batches
+    stage_moe = [
+        moe_layers_of_stage(plan.problem.llm, first, count)
+        for first, count in zip(starts, placement.stage_layers, strict=True)
+    ]
+    held = [
+        [{layer: placement.expert_maps[placement.map_of_layer[i]][ep] for layer, i in layers} for ep in range(strategy.moe_ep)]
+        for layers in stage_moe
+    ]
+    for replica in range(strategy.replicas):
+        for stage, (first, count) in enumerate(zip(starts, placement.stage_layers, strict=True)):
+            for dp in range(strategy.attn_dp):
+                base = (replica * strategy.attn_dp + dp) * strategy.micro_batches
+                sequences = tuple(
+                    sequences_of_bin(placement, base + m, num_bins) for m in range(strategy.micro_batches)
+                )
+                for tp in range(strategy.attn_tp):
+                    gpu = packing.gpu(replica, stage, dp, tp)
+                    moe_tp, moe_ep = moe_coordinates(
+                        dp * strategy.attn_tp + tp, strategy.moe_tp, strategy.moe_ep, placement.moe_tp_fastest
+                    )
+                    yield GpuRecord(
+                        gpu=gpu,
+                        node=gpu // placement.gpus_per_node,
+                        local_gpu=gpu % placement.gpus_per_node,
+                        replica=replica,
+                        stage=stage,
+                        first_layer=first,
+                        last_layer=first + count - 1,
+                        attn_tp_rank=tp,
+                        attn_dp_rank=dp,
+                        moe_tp_rank=moe_tp,
+                        moe_ep_rank=moe_ep,
+                        experts=held[stage][moe_ep] if plan.problem.llm.is_moe else {},
+                        sequences=sequences,
+                    )

@@ -1,0 +1,1 @@
+"""How we look. The only folder that imports OR-tools."""

@@ -1,0 +1,60 @@
+"""Evaluation of one named strategy: its placement blocks solved, its metrics and ledger, no claim about others."""
+
+from __future__ import annotations
+
+import time
+
+from solver.cost.leaves import Leaves
+from solver.degrees import grid_above
+from solver.errors import StrategyError
+from solver.plan import Evaluation, PlannedStrategy
+from solver.search.assemble import breakdown_of, metrics_of, placement_of
+from solver.search.loop import Loop
+from solver.search.program import SearchLimits
+from solver.search.realise import BlockCache, realise
+from solver.specs.problem import Pins, Problem
+from solver.strategy import Strategy, violations
+
+BLOCK_SECONDS = 30.0
+"""Time limit of the placement blocks."""
+KNOB_SECONDS = 60.0
+"""Time limit of the search for the best knobs of named degrees."""
+
+
+def evaluate_strategy(problem: Problem, strategy: Strategy) -> Evaluation:
+    """Metrics of a complete strategy."""
+    broken = violations(problem, strategy)
+    if broken:
+        raise StrategyError(f"{strategy.label} is illegal: {'; '.join(str(v) for v in broken)}")
+    leaves = Leaves(problem)
+    realised = realise(BlockCache(leaves), strategy, None, time.monotonic() + BLOCK_SECONDS)
+    return Evaluation(
+        strategy=PlannedStrategy.of(strategy),
+        metrics=metrics_of(problem, realised.figures),
+        breakdown=breakdown_of(leaves, strategy, realised.blocks),
+        memory=realised.ledgers,
+        placement=placement_of(problem, realised),
+        violations=tuple(str(v) for v in realised.violations),
+        assumptions=problem.assumptions,
+        problem=problem,
+    )
+
+
+def evaluate_label(problem: Problem, strategy: Strategy) -> Evaluation:
+    """Metrics of named degrees with the best knobs for the objective; without memory-legal knobs, the plain ones."""
+    degrees = ("attn_tp", "attn_dp", "moe_tp", "moe_ep", "pp", "replicas")
+    if not problem.llm.is_moe and strategy.moe_tp == strategy.attn_tp and strategy.attn_dp == 1:
+        strategy = strategy.model_copy(update={"moe_tp": 1, "moe_ep": 1})
+    concurrency = problem.workload.concurrency
+    bins = strategy.replicas * strategy.attn_dp
+    plain = strategy if concurrency is None else strategy.model_copy(update={"batch": grid_above(-(-concurrency // bins))})
+    broken = violations(problem, plain)
+    if broken:
+        raise StrategyError(f"{strategy.label} is illegal: {'; '.join(str(v) for v in broken)}")
+    fixed = {**problem.pins.given(), **{name: getattr(strategy, name) for name in degrees}}
+    pinned = problem.model_copy(update={"pins": Pins(**fixed)})  # type: ignore[arg-type]
+    objective = problem.objective if problem.objective.name not in ("weighted", "gpus") else None
+    if objective is None:
+        pinned = pinned.model_copy(update={"objective": type(problem.objective)(name="latency")})
+    best = Loop(pinned, SearchLimits(1, 0, KNOB_SECONDS), lambda _progress: None, None).run().best
+    return evaluate_strategy(problem, best.strategy if best is not None else plain)

@@ -1,0 +1,257 @@
+"""The loop (logic-based Benders): program, placement blocks, cut, until program optimum = realised cost.
+
+The program minimises the objective with every placement block at a valid lower bound, so its optimum bounds every
+strategy with every placement. The blocks then realise its strategy; where they cost more than the bound that was
+used, the bound is raised (or that strategy's true value is recorded) and the program is solved again. When both agree
+nothing better exists. A second program with the objective held at its optimum breaks ties.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from solver.certificate import Iteration, Status
+from solver.cost.layers import Blocks
+from solver.cost.ledger import stage_ledgers
+from solver.cost.leaves import Leaves
+from solver.cost.metrics import Utopia, evaluate_times, objective_value
+from solver.degrees import Domains, domains_of
+from solver.search.bounds import Bounds, StrategyCut
+from solver.search.incumbent import Scores, find_incumbent
+from solver.search.program import Program, ProgramResult, SearchLimits
+from solver.search.realise import BlockCache, Realised, memory_violations, realise, slo_violations
+from solver.search.shapes import stage_shapes
+from solver.search.stages import StagesProblem, solve_stages
+from solver.specs.problem import Problem
+from solver.strategy import Strategy, packing_of
+
+MAX_TURNS = 200
+"""Turns after which the loop reports what it has (each adds at least one cut; a handful is normal)."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a caller sees while it waits."""
+
+    phase: str
+    value: int | None
+    bound: int
+    elapsed_s: float
+
+    @property
+    def gap(self) -> float | None:
+        """``(value - bound) / value``; absent before the first solution."""
+        return None if not self.value else max(0.0, (self.value - self.bound) / self.value)
+
+
+class ContradictionError(RuntimeError):
+    """The program and the cost model disagree: our bug (or the solver's), never a claim."""
+
+
+@dataclass
+class Outcome:
+    """Result of the loop."""
+
+    status: Status
+    best: Realised | None
+    bound: int
+    domains: Domains
+    iterations: list[Iteration] = field(default_factory=list)
+    runners_up: list[tuple[int, Strategy]] = field(default_factory=list)
+    program_digest: str = ""
+    tables_digest: str = ""
+    tables_s: float = 0.0
+    program_s: float = 0.0
+    blocks_s: float = 0.0
+    interrupted: bool = False
+
+
+class Loop:
+    """One run of the loop on one problem."""
+
+    def __init__(
+        self, problem: Problem, limits: SearchLimits, on_progress: Callable[[Progress], None], utopia: Utopia | None
+    ) -> None:
+        self.started = time.monotonic()
+        self.problem, self.limits, self.on_progress, self.utopia = problem, limits, on_progress, utopia
+        self.deadline = self.started + (limits.time_s if limits.time_s is not None else 10**9)
+        self.leaves = Leaves(problem)
+        self.cache = BlockCache(self.leaves)
+        self.bounds = Bounds(problem)
+        self.outcome = Outcome("UNKNOWN", None, 0, domains_of(problem))
+
+    def run(self) -> Outcome:
+        """Solve; Ctrl-C and the time limit end it with the best plan so far and its true gap."""
+        outcome = self.outcome
+        shapes = [] if outcome.domains.is_empty else stage_shapes(self.problem, outcome.domains)
+        if not shapes:
+            outcome.status = "INFEASIBLE"
+            return outcome
+        try:
+            self._start(shapes)
+            self._prove()
+            if outcome.status == "OPTIMAL":
+                self._break_ties()
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+            if outcome.status != "OPTIMAL":
+                outcome.status = "FEASIBLE" if outcome.best is not None else "UNKNOWN"
+        if outcome.status == "FEASIBLE" and outcome.best is not None and outcome.bound >= outcome.best.value:
+            outcome.status, outcome.bound = "OPTIMAL", outcome.best.value
+        return outcome
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+
+    def _start(self, shapes: list[tuple[int, int, int, int]]) -> None:
+        """Incumbent from closed-form scores."""
+        begun = time.monotonic()
+        scores = Scores(self.leaves, self.outcome.domains, self.bounds, self.utopia)
+        strategy = find_incumbent(scores, shapes)
+        if strategy is not None:
+            self._keep(self._realise(strategy))
+        best_of_label: dict[str, tuple[int, Strategy]] = {}
+        for known, value in scores.known.items():
+            if value is not None and (
+                known.full_label not in best_of_label or value < best_of_label[known.full_label][0]
+            ):
+                best_of_label[known.full_label] = (value, known)
+        self.outcome.runners_up = sorted(best_of_label.values(), key=lambda pair: (pair[0], pair[1].sort_key))[:12]
+        self.outcome.tables_s += time.monotonic() - begun
+
+    def _prove(self) -> None:
+        outcome = self.outcome
+        for _ in range(MAX_TURNS):
+            program = self._program()
+            if outcome.best is not None:
+                program.hint(outcome.best.strategy)
+            program.at_least(outcome.bound)
+            result = self._timed(lambda p=program: p.solve(self._limits(), self._report))  # type: ignore[misc]
+            if result.status == "INFEASIBLE":
+                if outcome.best is not None:
+                    raise ContradictionError(
+                        f"the program calls {outcome.best.strategy.full_label} with objective {outcome.best.value} "
+                        "impossible, but its realisation exists"
+                    )
+                outcome.status = "INFEASIBLE"
+                return
+            outcome.bound = max(outcome.bound, result.bound)
+            if result.strategy is None:
+                outcome.status = "FEASIBLE" if outcome.best is not None else "UNKNOWN"
+                return
+            realised = self._realise(result.strategy)
+            self._keep(realised)
+            if not realised.violations and realised.value < result.value and result.status == "OPTIMAL":
+                raise ContradictionError(
+                    f"{result.strategy.full_label} costs {realised.value}, below the program's optimum {result.value}"
+                )
+            agreed = not realised.violations and realised.value == result.value
+            cut = "" if agreed or result.status != "OPTIMAL" else self._cut(realised)
+            self._record(result.value, realised, cut)
+            if result.status != "OPTIMAL" or not cut:
+                proved = agreed and result.status == "OPTIMAL"
+                outcome.status = "OPTIMAL" if proved else "FEASIBLE" if outcome.best is not None else "UNKNOWN"
+                return
+        outcome.status = "FEASIBLE" if outcome.best is not None else "UNKNOWN"
+
+    def _break_ties(self) -> None:
+        """The lexicographically smallest strategy among the optimal ones."""
+        outcome = self.outcome
+        assert outcome.best is not None
+        for _ in range(MAX_TURNS):
+            program = self._program()
+            program.at_least(outcome.bound)
+            program.hint(outcome.best.strategy)
+            result = self._timed(lambda p=program: p.solve_ties(self._limits()))  # type: ignore[misc]
+            if result.status != "OPTIMAL" or result.strategy is None:
+                return
+            realised = self._realise(result.strategy)
+            if not realised.violations and realised.value == outcome.best.value:
+                outcome.best = realised
+                return
+            cut = self._cut(realised)
+            self._record(outcome.best.value, realised, cut)
+            if not cut:
+                return
+
+    def _program(self) -> Program:
+        begun = time.monotonic()
+        upper = self.outcome.best.value if self.outcome.best is not None else None
+        program = Program(self.leaves, self.outcome.domains, self.bounds, self.utopia, upper)
+        self.outcome.tables_digest, self.outcome.program_digest = program.tables_digest, program.digest
+        self.outcome.tables_s += time.monotonic() - begun
+        return program
+
+    def _realise(self, strategy: Strategy) -> Realised:
+        begun = time.monotonic()
+        realised = realise(self.cache, strategy, self.utopia, min(self.deadline, time.monotonic() + 30))
+        self.outcome.blocks_s += time.monotonic() - begun
+        return realised
+
+    def _keep(self, realised: Realised) -> None:
+        best = self.outcome.best
+        if realised.violations:
+            return
+        key = (realised.value, realised.strategy.sort_key)
+        if best is None or key < (best.value, best.strategy.sort_key):
+            self.outcome.best = realised
+            self._report(realised.value, self.outcome.bound)
+
+    def _record(self, program_value: int, realised: Realised, cut: str) -> None:
+        value = None if realised.violations else realised.value
+        label = realised.strategy.full_label
+        self.outcome.iterations.append(
+            Iteration(program_value=program_value, realised_value=value, label=label, cut=cut)
+        )
+
+    def _cut(self, realised: Realised) -> str:
+        """Raise what the blocks proved; empty when nothing new could be said (the gap stays)."""
+        strategy, said = realised.strategy, []
+        if realised.experts is not None and self.bounds.raise_lambda(strategy.moe_ep, realised.experts.bound_ppm):
+            said.append(f"load factor of {strategy.moe_ep} expert ranks >= {realised.experts.bound_ppm / 1e6:.6f}")
+        bins = strategy.replicas * strategy.attn_dp * strategy.micro_batches
+        if realised.batches is not None and self.bounds.raise_load(bins, strategy.batch, realised.batches.bound):
+            said.append(f"heaviest of {bins} bins >= {realised.batches.bound} tokens")
+        if not said:
+            cut = self._strategy_cut(realised)
+            if cut is None or cut in self.bounds.strategy_cuts:
+                return ""
+            self.bounds.strategy_cuts.append(cut)
+            verdict = "infeasible" if cut.value is None else f">= {cut.value}"
+            said.append(f"{strategy.full_label} with its knobs {verdict}")
+        return "; ".join(said)
+
+    def _strategy_cut(self, realised: Realised) -> StrategyCut | None:
+        """What is proved of this strategy with its blocks at their proved bounds and the best stage layout."""
+        load = realised.batches.bound if realised.batches is not None else realised.blocks.load_tokens
+        factor = realised.experts.bound_ppm if realised.experts is not None else realised.blocks.lambda_ppm
+        strategy = realised.strategy
+        packing = packing_of(self.problem, strategy)
+        layout = solve_stages(StagesProblem(self.leaves, strategy, packing, load, factor), self.utopia)
+        if layout is None:
+            return StrategyCut(strategy, None)
+        blocks = Blocks(load, factor, layout)
+        figures = evaluate_times(self.leaves, strategy, packing, blocks)
+        if slo_violations(self.leaves, figures) or memory_violations(stage_ledgers(self.leaves, strategy, blocks)):
+            return StrategyCut(strategy, None)
+        weights = self.utopia.weights(self.problem.objective.latency_weight) if self.utopia else (0, 0)
+        return StrategyCut(strategy, objective_value(self.problem.objective.name, figures, weights))
+
+    def _limits(self) -> SearchLimits:
+        if self.limits.time_s is None:
+            return self.limits
+        return replace(self.limits, time_s=max(0.01, self.deadline - time.monotonic()))
+
+    def _timed(self, call: Callable[[], ProgramResult]) -> ProgramResult:
+        begun = time.monotonic()
+        result = call()
+        self.outcome.program_s += time.monotonic() - begun
+        return result
+
+    def _report(self, value: int | None, bound: int) -> None:
+        best = self.outcome.best
+        known = min((v for v in (value, best.value if best else None) if v is not None), default=None)
+        self.on_progress(
+            Progress("proving", known, max(bound, self.outcome.bound), time.monotonic() - self.started)
+        )

@@ -1,0 +1,41 @@
+"""Metrics as variables, shared by the program (everything free) and the stages block (only the layout free)."""
+
+from __future__ import annotations
+
+from ortools.sat.python import cp_model
+
+from solver.cost.leaves import PPM, Leaves
+from solver.search.choice import Expr
+
+MAX_STEP_NS = 10**11
+"""A step or prefill pass above 100 s is not considered."""
+MAX_TOTAL_NS = 10**13
+"""A request above 10,000 s is not considered."""
+MAX_OBJECTIVE = 2**53
+"""Integers up to here are exact in every number format that a plan passes through."""
+
+
+class MetricVars:
+    """Metrics of DESIGN 4 over given step, prefill and interference times; SLOs are constraints on them.
+
+    Every variable is bounded below by its definition and pushed down by the objective or by an SLO; exact values are
+    recomputed from the placement.
+    """
+
+    def __init__(
+        self, model: cp_model.CpModel, leaves: Leaves, step: Expr, ttft: Expr, round_ns: Expr, others: Expr
+    ) -> None:
+        workload = leaves.problem.workload
+        longest = min(MAX_STEP_NS, MAX_TOTAL_NS // workload.osl)
+        token = model.new_int_var(0, longest, "decode")
+        model.add(leaves.kept_ppm * token >= PPM * step)
+        self.ttft = ttft
+        self.tpot = model.new_int_var(0, longest, "tpot")
+        model.add(workload.osl * self.tpot >= workload.osl * token + others)
+        self.latency = model.new_int_var(0, MAX_TOTAL_NS, "latency")
+        model.add(self.latency >= self.ttft + (workload.osl - 1) * self.tpot)
+        self.cycle: Expr = workload.osl * token + others + round_ns
+        slo = workload.slo
+        for limit, metric in ((slo.ttft, self.ttft), (slo.tpot, self.tpot), (slo.request_latency, self.latency)):
+            if limit is not None:
+                model.add(metric <= limit)

@@ -1,0 +1,140 @@
+"""One phase (prefill or decode) of the program: layer times per kind, embedding, head and hops, from leaf tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from ortools.sat.python import cp_model
+
+from solver.cost.attention import CORE_KERNELS
+from solver.cost.leaves import PPM, Leaves
+from solver.search.choice import Choice, Expr, Table
+from solver.search.degree_vars import DegreeVars
+from solver.search.tables import MODES, Column, PhaseTables
+from solver.specs.llm import AttentionKind, LayerKind
+from solver.specs.problem import ALL_REDUCES
+
+MAX_LAYER_NS = 10**10
+MAX_TOTAL_NS = 10**11
+
+
+@dataclass(frozen=True)
+class PhaseVars:
+    """What the rest of the program reads of a phase: times in ns as linear expressions."""
+
+    layer: dict[LayerKind, Expr]
+    embedding: Expr
+    head: Expr
+    total: Expr
+    """All layers, embedding and head."""
+    path: Expr
+    """`total` plus the hops between stages (and the way back in decode)."""
+    share: Expr
+    """What the phase adds to the objective at least."""
+
+
+class _Builder:
+    """Builds one phase; the tables are attributes so that the layer constraints read like the formulas."""
+
+    def __init__(self, model: cp_model.CpModel, leaves: Leaves, d: DegreeVars, tables: PhaseTables) -> None:
+        self.model, self.leaves, self.d, self.tables, self.phase = model, leaves, d, tables, tables.phase
+        decode = tables.phase == "decode"
+        self.size: Choice[int] = d.batch if decode else d.prefill_batch
+        self.mode = d.decode_mode if decode else d.prefill_mode
+        allreduce = d.decode_allreduce if decode else d.prefill_allreduce
+        columns = tables.group
+        self.group = Table(model, f"{self.phase}.group", len(columns["attn_tp"]))
+        self.group.key(d.attn_tp, columns["attn_tp"].tolist())
+        self.group.key(self.size, columns["group"].tolist())
+        self.group.key(self.mode, [MODES[i] for i in columns["mode"].tolist()])
+        self.group.key(allreduce, [ALL_REDUCES[i] for i in columns["allreduce"].tolist()])
+        self.embedding = self._out(self.group, columns, "embedding")
+        self.head = self._out(self.group, columns, "head")
+        self.sync = self._out(self.group, columns, "sync")
+        self.hops = {i: self._out(self.group, columns, f"hop{i}") for i in (d.inside.values if d.max_pp > 1 else ())}
+        self.share: Expr = self.group.total(columns["share"].tolist())
+        self.cores: dict[AttentionKind, cp_model.IntVar] = {}
+        if d.is_moe:
+            self._expert_table()
+
+    def _expert_table(self) -> None:
+        d, columns = self.d, self.tables.expert
+        tokens: Choice[int] = Choice(self.model, f"{self.phase}.tokens", sorted(set(columns["tokens"].tolist())))
+        self.model.add_multiplication_equality(
+            tokens.variable(), [self.tables.unit * d.attn_dp.variable(), self.size.variable()]
+        )
+        self.expert = Table(self.model, f"{self.phase}.experts", len(columns["tokens"]))
+        self.expert.key(d.moe_tp, columns["moe_tp"].tolist())
+        self.expert.key(d.moe_ep, columns["moe_ep"].tolist())
+        self.expert.key(tokens, columns["tokens"].tolist())
+        self.expert.key(d.members, columns["members"].tolist())
+        self.expert.key(self.mode, [MODES[i] for i in columns["mode"].tolist()])
+        self.exchange = {name: self._out(self.expert, columns, name) for name in ("plain", "busy", "sent")}
+        self.share = self.share + self.expert.total(columns["share"].tolist())
+
+    def _out(self, table: Table, columns: Column, name: str) -> cp_model.IntVar:
+        return table.out(f"{self.phase}.{name}", columns[name].tolist())
+
+    def _core(self, attention: AttentionKind) -> Expr:
+        """Decode core of sequences of different length, linear in the load; 0 where the table already has it."""
+        leaves, d = self.leaves, self.d
+        if self.phase == "prefill" or d.load is None:
+            return 0
+        if attention not in self.cores:
+            core = self.model.new_int_var(0, MAX_LAYER_NS, f"core.{attention}")
+            self.cores[attention] = core
+            self.model.add(core >= self._out(self.group, self.tables.group, f"core.{attention}"))
+            launch = CORE_KERNELS * leaves.machine.launch_ns
+            for value in d.attn_tp.values:
+                token_ps, sequence_ps = leaves.attention.decode_core_ps(attention, np.asarray(value, dtype=np.int64))
+                exact = 1000 * (core - launch) >= int(token_ps) * d.load + int(sequence_ps) * d.batch.variable()
+                self.model.add(exact).only_enforce_if(d.attn_tp.is_(value))
+        return self.cores[attention]
+
+    def layer(self, kind: LayerKind) -> cp_model.IntVar:
+        """Time of one layer of a kind; the formulas of :class:`solver.cost.layers.PhaseTimes`.
+
+        In the mode overlap the column ``plain`` is 0 and the half batches count, in the other modes the reverse.
+        """
+        columns, name, core = self.tables.group, f"{kind.attention}.{kind.ffn}", self._core(kind.attention)
+        time = self.model.new_int_var(0, MAX_LAYER_NS, f"{self.phase}.{name}")
+        plain = self._out(self.group, columns, f"plain.{name}")
+        if kind.ffn == "dense":
+            self.model.add(time == plain + core)
+            return time
+        self.model.add(time >= plain + core + self.exchange["plain"])
+        if "overlap" not in self.mode.values:
+            return time
+        busy = self._out(self.group, columns, f"busy.{name}") + self.exchange["busy"]
+        sent = self._out(self.group, columns, f"sent.{name}") + self.exchange["sent"]
+        if self.phase == "decode" and self.d.load is not None:
+            halves = self.model.new_int_var(0, MAX_LAYER_NS, f"{self.phase}.core_of_halves")
+            self.model.add(halves >= core).only_enforce_if(self.mode.is_("overlap"))
+            busy = busy + halves
+        self.model.add(self.leaves.busy_ppm * (time - self.sync) >= PPM * busy)
+        self.model.add(time - self.sync >= sent)
+        return time
+
+
+def build_phase(model: cp_model.CpModel, leaves: Leaves, d: DegreeVars, tables: PhaseTables) -> PhaseVars:
+    """Variables and constraints of one phase."""
+    builder, phase = _Builder(model, leaves, d, tables), tables.phase
+    llm = leaves.problem.llm
+    layer: dict[LayerKind, Expr] = {kind: builder.layer(kind) for kind in llm.kinds}
+    whole: Expr = builder.embedding + builder.head
+    for kind, time in layer.items():
+        whole = whole + llm.layers.count(kind) * time
+    total = model.new_int_var(0, MAX_TOTAL_NS, f"{phase}.total")
+    model.add(total == whole)
+    path: Expr = total
+    if d.max_pp > 1:
+        hops = model.new_int_var(0, MAX_LAYER_NS, f"{phase}.hops")
+        for inside in d.inside.values:
+            back = int(leaves.comm.return_ns(np.asarray(inside, dtype=np.int64))) if phase == "decode" else 0
+            for pp in d.pp.values:
+                if pp > 1:
+                    way = hops >= (pp - 1) * builder.hops[inside] + back
+                    model.add(way).only_enforce_if(d.pp.is_(pp), d.inside.is_(inside))
+        path = total + hops
+    return PhaseVars(layer, builder.embedding, builder.head, total, path, builder.share)

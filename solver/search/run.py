@@ -1,0 +1,75 @@
+"""A whole search: utopia values where the objective needs them, the loop, the plan or the reasons for none."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from solver.cost.metrics import Utopia
+from solver.plan import NoPlan, Plan
+from solver.search.assemble import assemble
+from solver.search.explain import reasons_for_none
+from solver.search.loop import Loop, Outcome, Progress
+from solver.search.program import SearchLimits
+from solver.specs.problem import Objective, Problem
+
+MAX_DEFAULT_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How hard to look. With equal options, versions and machine the plan is reproduced."""
+
+    workers: int | None = None
+    """Threads of CP-SAT; absent means the machine's cores, at most 8."""
+    seed: int = 0
+    time_limit_s: float | None = None
+    """Absent means until proved."""
+
+
+def default_workers() -> int:
+    """Cores this process may use, at most 8."""
+    return min(MAX_DEFAULT_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
+
+
+def search(problem: Problem, options: SearchOptions, on_progress: Callable[[Progress], None]) -> Plan | NoPlan:
+    """Find and prove the best plan of a problem."""
+    started = time.monotonic()
+    limits = SearchLimits(options.workers or default_workers(), options.seed, options.time_limit_s)
+    utopia: Utopia | None = None
+    if problem.objective.name == "weighted":
+        parts = []
+        for name in ("latency", "efficiency"):
+            part = problem.model_copy(update={"objective": Objective(name=name)})  # type: ignore[arg-type]
+            outcome = Loop(part, _left(limits, started), on_progress, None).run()
+            if outcome.status != "OPTIMAL" or outcome.best is None:
+                return _none(problem, outcome, started)
+            parts.append(outcome.best.value)
+        utopia = Utopia(latency_ns=parts[0], inverse_efficiency_ns=parts[1])
+    outcome = Loop(problem, _left(limits, started), on_progress, utopia).run()
+    if outcome.best is None:
+        return _none(problem, outcome, started)
+    return assemble(problem, outcome, limits, utopia, time.monotonic() - started)
+
+
+def _left(limits: SearchLimits, started: float) -> SearchLimits:
+    if limits.time_s is None:
+        return limits
+    return SearchLimits(limits.workers, limits.seed, max(0.01, limits.time_s - (time.monotonic() - started)))
+
+
+def _none(problem: Problem, outcome: Outcome, started: float) -> NoPlan:
+    if outcome.status == "INFEASIBLE":
+        reasons = reasons_for_none(problem, outcome.domains)
+        return NoPlan(
+            status="INFEASIBLE", reasons=reasons, problem_digest=problem.digest, wall_s=time.monotonic() - started
+        )
+    what = "interrupted" if outcome.interrupted else "the time limit ended the search"
+    return NoPlan(
+        status="UNKNOWN",
+        reasons=(f"{what} before any plan was found or excluded; give it more time",),
+        problem_digest=problem.digest,
+        wall_s=time.monotonic() - started,
+    )

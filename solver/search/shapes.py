@@ -1,0 +1,52 @@
+"""Stage shapes of a problem and the size of its degree space."""
+
+from __future__ import annotations
+
+from solver.degrees import Domains
+from solver.specs.problem import Problem
+
+
+def stage_shapes(problem: Problem, domains: Domains) -> list[tuple[int, int, int, int]]:
+    """Legal (attn_tp, moe_tp, moe_ep, attn_dp) of one stage: the identity, the GPU budget and the engine's own rules."""
+    if not problem.llm.is_moe:
+        return [(tp, 1, 1, 1) for tp in domains.attn_tp if tp <= problem.gpu_budget and domains.attn_dp in (None, 1)]
+    shapes = []
+    for tp in domains.attn_tp:
+        for moe_tp in domains.moe_tp:
+            for moe_ep in domains.moe_ep:
+                dp, rest = divmod(moe_tp * moe_ep, tp)
+                if rest or moe_tp * moe_ep > problem.gpu_budget or domains.attn_dp not in (None, dp):
+                    continue
+                if problem.engine == "vllm" and moe_tp > 1 and moe_ep > 1:
+                    continue
+                if problem.engine == "trtllm" and tp > 1 and dp > 1:
+                    continue
+                shapes.append((tp, moe_tp, moe_ep, dp))
+    return shapes
+
+
+def space_size(problem: Problem, domains: Domains) -> int:
+    """Joint assignments of degrees and knobs that satisfy identity and GPU budget.
+
+    Memory, packing and SLOs are not applied; placements are not counted.
+    """
+    knobs = len(domains.batch) * len(domains.prefill_batch)
+    knobs *= len(domains.decode_allreduce) * len(domains.prefill_allreduce)
+    decode = _dispatch_knobs(domains.decode_dispatch, domains.decode_overlap)
+    prefill = _dispatch_knobs(domains.prefill_dispatch, domains.prefill_overlap)
+    total = 0
+    for tp, _, moe_ep, dp in stage_shapes(problem, domains):
+        exchanges = decode * prefill if moe_ep > 1 else 1
+        for pp in domains.pp:
+            instances = problem.gpu_budget // (tp * dp * pp)
+            if domains.replicas is not None:
+                instances = int(instances >= domains.replicas)
+            orders = len(domains.mesh_order) if pp > 1 and dp > 1 else 1
+            micro = sum(m <= pp for m in domains.micro_batches)
+            total += instances * orders * micro * knobs * exchanges
+    return total
+
+
+def _dispatch_knobs(dispatches: tuple[str, ...], overlaps: tuple[bool, ...]) -> int:
+    """Combinations of dispatch and overlap (overlap needs all_to_all)."""
+    return sum(1 for d in dispatches for o in overlaps if not o or d == "all_to_all")

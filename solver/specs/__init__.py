@@ -1,0 +1,1 @@
+"""What is asked: LLM, cluster, workload, calibration, problem. Hides file formats."""

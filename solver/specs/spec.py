@@ -1,0 +1,47 @@
+"""The base of every record: frozen, closed, and with errors of one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from solver.errors import SpecError
+
+
+class Spec(BaseModel):
+    """A frozen record. Unknown keys are refused; :meth:`read` turns every fault into one :class:`SpecError`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def read(cls, data: object, where: str) -> Self:
+        """Validate parsed file content; `where` names the file for the error message."""
+        if not isinstance(data, Mapping):
+            raise SpecError(f"{where}: expected a table of keys for {cls.__name__}, got {type(data).__name__}")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise SpecError(f"{where}: {one_sentence(error)}") from error
+
+
+def one_sentence(error: ValidationError) -> str:
+    """The first faults of a validation error as one line: key, what is wrong, what was given."""
+    parts = []
+    faults = error.errors(include_url=False)
+    for fault in faults[:3]:
+        key = ".".join(str(part) for part in fault["loc"])
+        text = fault["msg"].removeprefix("Value error, ")
+        given = fault.get("input")
+        if fault["type"] == "missing":
+            parts.append(f"the key {key!r} is missing")
+        elif fault["type"] == "extra_forbidden":
+            parts.append(f"the key {key!r} is unknown")
+        elif fault["type"] == "value_error":
+            parts.append(f"{key}: {text}" if key else text)
+        else:
+            shown = repr(given)
+            parts.append(f"{key}: {text}, got {shown if len(shown) <= 60 else shown[:57] + '...'}")
+    more = f" (and {len(faults) - 3} more faults)" if len(faults) > 3 else ""
+    return "; ".join(parts) + more

@@ -1,0 +1,604 @@
+"""Degrees, labels, packing and legality: the legal strategies, and why the others are not.
+
+An instance is ``pp`` stages of ``G = attn_tp * attn_dp = moe_tp * moe_ep`` ranks; a deployment is ``replicas`` equal
+instances. Every rule has an id and says its numbers when it is broken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from solver.errors import StrategyError
+from solver.specs.dtypes import NATIVE, WEIGHT_ONLY
+from solver.specs.llm import Llm
+from solver.specs.problem import ALL_REDUCES, DISPATCHES, MESH_ORDERS, AllReduce, Dispatch, Engine, MeshOrder, Problem
+from solver.specs.spec import Spec
+
+Degree = Annotated[int, Field(ge=1, le=2**24)]
+
+ENGINE_MESH: dict[Engine, tuple[MeshOrder, ...]] = {
+    "any": MESH_ORDERS,
+    "vllm": ("tp-pp-dp",),
+    "sglang": ("tp-dp-pp",),
+    "trtllm": ("tp-dp-pp",),
+    "megatron": ("tp-dp-pp", "tp-pp-dp"),
+}
+"""Rank orders an engine can launch (vLLM: ``dp*(PP*TP) + pp*TP + tp``; SGLang and TensorRT-LLM: ``pp*TP + tp`` with
+attention DP inside TP; Megatron: ``tp-cp-ep-dp-pp`` or ``--use-tp-pp-dp-mapping``)."""
+
+RULES: dict[str, str] = {
+    "identity": "attn_tp * attn_dp = moe_tp * moe_ep: attention and experts see the same ranks of a stage",
+    "heads": "attn_tp divides the query heads",
+    "kv-heads": "attn_tp and the KV heads divide one another (KV heads are replicated when attn_tp is larger)",
+    "linear-heads": "attn_tp divides the value heads of linear-attention layers",
+    "dense-width": "attn_tp divides the width of dense FFN layers and shared experts, in whole quantisation blocks",
+    "expert-width": "moe_tp divides the expert width, in whole quantisation blocks",
+    "experts": "every expert-parallel rank holds at least one expert replica",
+    "redundancy": "an expert has at most one replica per rank, so replicas fit only if slots <= experts * moe_ep",
+    "mesh-order": "the mesh order is the first of those that lay the ranks out alike",
+    "tp-domain": "a TP group (of attention or experts) lies inside one scale-up domain unless tp_across_domains is set",
+    "dense-degrees": "a dense LLM has attn_dp = moe_tp = moe_ep = 1 (use replicas instead)",
+    "stages": "pp is at most the number of layers",
+    "micro-batches": "micro_batches is at most pp (more only split the batch)",
+    "concurrency": "the slots replicas * attn_dp * batch * micro_batches hold the asked concurrency",
+    "gpu-count": "replicas * pp * G is within the GPU budget, or equals the exact number",
+    "packing": "TP groups, stages and instances are packed into scale-up domains, and the domains suffice",
+    "dispatch": "all_to_all needs moe_ep > 1; a stage of one rank or a dense LLM has nothing to dispatch",
+    "overlap": "two-batch overlap needs expert all_to_all and at least two tokens per rank",
+    "prefill-batch": "prompts prefilled together fit the chunk budget and the slots of a rank",
+    "dtype": "the GPU has the arithmetic unit of every data type",
+    "memory": "every rank's ledger fits the usable memory",
+    "slo-ttft": "TTFT is within its SLO",
+    "slo-tpot": "TPOT is within its SLO",
+    "slo-request-latency": "request latency is within its SLO",
+    "pin": "a decision the caller fixed has that value",
+    "engine-mesh": "the engine can launch this rank order",
+    "engine-alignment": "the engine's ranks are contiguous, so every group divides (or is a multiple of) its domain",
+    "engine-vllm-moe": "vLLM shards experts by TP or by EP of the whole stage, never both",
+    "engine-sglang-dispatch": "SGLang's all-to-all backends force ep = tp, so all_to_all needs moe_tp = 1",
+    "engine-slots": "the engine needs (experts + redundant) % moe_ep = 0",
+    "engine-trtllm-dp": "TensorRT-LLM's attention DP is all or nothing: attn_dp is 1 or the whole stage",
+    "engine-megatron-redundancy": "Megatron cannot replicate experts",
+    "engine-overlap": "the engine has no two-batch overlap",
+}
+"""Every rule of legality: id -> what it demands."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A broken rule."""
+
+    rule: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"[{self.rule}] {self.sentence}"
+
+
+class StrategyFields(Spec):
+    """Every degree and knob. ``cp`` (context parallelism) is reserved and stays 1."""
+
+    attn_tp: Degree = 1
+    attn_dp: Degree = 1
+    moe_tp: Degree = 1
+    moe_ep: Degree = 1
+    pp: Degree = 1
+    cp: Literal[1] = 1
+    replicas: Degree = 1
+    micro_batches: Degree = 1
+    batch: Degree = 1
+    """Sequences per attention-DP rank and micro-batch (``b``)."""
+    prefill_batch: Degree = 1
+    """Prompts that one attention-DP rank prefills in one step."""
+    mesh_order: MeshOrder = "tp-dp-pp"
+    decode_allreduce: AllReduce = "ring"
+    prefill_allreduce: AllReduce = "ring"
+    decode_dispatch: Dispatch = "gather"
+    prefill_dispatch: Dispatch = "gather"
+    decode_overlap: bool = False
+    prefill_overlap: bool = False
+
+
+class Strategy(StrategyFields):
+    """One complete choice of every degree and knob."""
+
+    @property
+    def stage_gpus(self) -> int:
+        """Ranks of one pipeline stage (``G``)."""
+        return self.attn_tp * self.attn_dp
+
+    @property
+    def instance_gpus(self) -> int:
+        """Ranks of one instance (``W``)."""
+        return self.pp * self.stage_gpus
+
+    @property
+    def gpus(self) -> int:
+        """GPUs the deployment uses."""
+        return self.replicas * self.instance_gpus
+
+    @property
+    def slots(self) -> int:
+        """Sequences that can be resident in the deployment."""
+        return self.replicas * self.attn_dp * self.micro_batches * self.batch
+
+    @property
+    def label(self) -> str:
+        """``EP64-TP8-PP2-DP2`` where that form can say it, else the full form ``A8x64-E8x64-PP2-R2``."""
+        if self.attn_tp == self.moe_tp and self.attn_dp == self.moe_ep:
+            return f"EP{self.moe_ep}-TP{self.attn_tp}-PP{self.pp}-DP{self.replicas}"
+        return self.full_label
+
+    @property
+    def full_label(self) -> str:
+        """``A<attn_tp>x<attn_dp>-E<moe_tp>x<moe_ep>-PP<pp>-R<replicas>``: says any strategy."""
+        return (
+            f"A{self.attn_tp}x{self.attn_dp}-E{self.moe_tp}x{self.moe_ep}-PP{self.pp}-R{self.replicas}"
+        )
+
+    @property
+    def sort_key(self) -> tuple[int, ...]:
+        """Lexicographic tie-break: fewer GPUs, fewer stages, smaller degrees, then the knobs in the order declared."""
+        return (
+            self.gpus,
+            self.pp,
+            self.attn_tp,
+            self.moe_tp,
+            self.moe_ep,
+            self.micro_batches,
+            self.batch,
+            self.prefill_batch,
+            MESH_ORDERS.index(self.mesh_order),
+            ALL_REDUCES.index(self.decode_allreduce),
+            ALL_REDUCES.index(self.prefill_allreduce),
+            DISPATCHES.index(self.decode_dispatch),
+            DISPATCHES.index(self.prefill_dispatch),
+            int(self.decode_overlap),
+            int(self.prefill_overlap),
+        )
+
+    @model_validator(mode="after")
+    def _identity(self) -> Self:
+        if (self.moe_tp, self.moe_ep) != (1, 1) and self.stage_gpus != self.moe_tp * self.moe_ep:
+            raise ValueError(
+                f"[identity] attn_tp * attn_dp = {self.attn_tp} * {self.attn_dp} = {self.stage_gpus}, but "
+                f"moe_tp * moe_ep = {self.moe_tp} * {self.moe_ep} = {self.moe_tp * self.moe_ep}; they must be equal"
+            )
+        return self
+
+
+_PRODUCT_PART = re.compile(r"(EP|TP|PP|DP)([0-9]{1,8})", re.IGNORECASE)
+_FULL = re.compile(r"A([0-9]{1,8})x([0-9]{1,8})-E([0-9]{1,8})x([0-9]{1,8})-PP([0-9]{1,8})-R([0-9]{1,8})", re.IGNORECASE)
+
+
+def parse_label(label: str) -> Strategy:
+    """Strategy of a label in either form.
+
+    ``EP64-TP8-PP2-DP2`` (parts in any order, absent ones 1) is read as ``attn_tp = moe_tp = TP``,
+    ``moe_ep = attn_dp = EP``, ``replicas = DP``; ``A8x64-E8x64-PP2-R2`` names each degree.
+
+    Raises
+    ------
+    StrategyError
+        The text is in neither form, names a dimension twice, or breaks the identity.
+    """
+    text = label.strip()
+    try:
+        if match := _FULL.fullmatch(text):
+            tp, dp, moe_tp, moe_ep, pp, replicas = (int(part) for part in match.groups())
+            return Strategy(attn_tp=tp, attn_dp=dp, moe_tp=moe_tp, moe_ep=moe_ep, pp=pp, replicas=replicas)
+        sizes: dict[str, int] = {}
+        for part in text.split("-"):
+            found = _PRODUCT_PART.fullmatch(part)
+            if found is None or found[1].upper() in sizes:
+                raise StrategyError(
+                    f"label {label[:60]!r} is not of the form EP64-TP8-PP2-DP2 (each part once) nor A8x64-E8x64-PP2-R2"
+                )
+            sizes[found[1].upper()] = int(found[2])
+        ep, tp = sizes.get("EP", 1), sizes.get("TP", 1)
+        return Strategy(
+            attn_tp=tp, moe_tp=tp, attn_dp=ep, moe_ep=ep, pp=sizes.get("PP", 1), replicas=sizes.get("DP", 1)
+        )
+    except ValueError as error:
+        if isinstance(error, StrategyError):
+            raise
+        raise StrategyError(f"label {label[:60]!r}: degrees must be between 1 and 2^24 and satisfy the identity") from error
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How one instance's ranks fill scale-up domains; all instances are alike.
+
+    Dimensions are laid out from the fastest to the slowest of the mesh order. A dimension that fits what is left of a
+    domain stays inside it; the first one that does not spreads over ``ceil(size / units)`` domains; later ones take
+    whole multiples of those. GPUs left over in a domain stay idle.
+    """
+
+    order: MeshOrder
+    domain_gpus: int
+    tp: int
+    dp: int
+    pp: int
+
+    @cached_property
+    def _dims(self) -> dict[str, tuple[int, int, int, int]]:
+        """Per dimension: (members in one domain, GPU stride inside, units per domain, domain stride outside)."""
+        sizes = {"tp": self.tp, "dp": self.dp, "pp": self.pp}
+        units, stride, domains, result = self.domain_gpus, 1, 0, {}
+        for name in self.order.split("-"):
+            size = sizes[name]
+            if domains:
+                result[name] = (1, 0, 1, domains)
+                domains *= size
+            elif size <= units:
+                result[name] = (size, stride, size, 0)
+                stride *= size
+                units //= size
+            else:
+                result[name] = (units, stride, units, 1)
+                domains = -(-size // units)
+        result["instance"] = (units, stride, units, 1) if not domains else (0, 0, 1, domains)
+        return result
+
+    def members(self, name: str) -> int:
+        """Ranks of one group along dimension `name` (tp, dp, pp) that share a domain."""
+        return self._dims[name][0]
+
+    @property
+    def stage_members(self) -> int:
+        """Ranks of one stage that share a domain (``Q``)."""
+        return self.members("tp") * self.members("dp")
+
+    @property
+    def instances_per_domain(self) -> int:
+        """Instances that share a domain; 0 when an instance needs more than one."""
+        return self._dims["instance"][0]
+
+    @property
+    def domains_per_instance(self) -> int:
+        """Domains of one instance (1 when it fits in one)."""
+        return 1 if self.instances_per_domain else self._dims["instance"][3]
+
+    def domains(self, replicas: int) -> int:
+        """Domains of the whole deployment."""
+        if self.instances_per_domain:
+            return -(-replicas // self.instances_per_domain)
+        return replicas * self.domains_per_instance
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether ranks are contiguous on GPUs: no GPU of a used domain is skipped inside an instance."""
+        sizes = {"tp": self.tp, "dp": self.dp, "pp": self.pp}
+        units, outside = self.domain_gpus, False
+        for name in self.order.split("-"):
+            if outside:
+                continue
+            size = sizes[name]
+            if size <= units:
+                if units % size:
+                    return False
+                units //= size
+            else:
+                if size % units:
+                    return False
+                outside = True
+        return True
+
+    def gpu(self, replica: int, stage: int, dp_rank: int, tp_rank: int) -> int:
+        """0-based global GPU index of a rank: ``domain * domain_gpus + slot``."""
+        domain = slot = 0
+        for name, index in (("tp", tp_rank), ("dp", dp_rank), ("pp", stage), ("instance", replica)):
+            _, stride, units, domain_stride = self._dims[name]
+            if domain_stride:
+                domain += index // units * domain_stride
+                slot += index % units * stride
+            else:
+                slot += index * stride
+        return domain * self.domain_gpus + slot
+
+
+def canonical_mesh(order: MeshOrder, tp: int, dp: int, pp: int) -> MeshOrder:
+    """The first mesh order that lays these sizes out the same way (dimensions of size 1 do not count)."""
+    sizes = {"tp": tp, "dp": dp, "pp": pp}
+    essential = [name for name in order.split("-") if sizes[name] > 1]
+    for candidate in MESH_ORDERS:
+        if [name for name in candidate.split("-") if sizes[name] > 1] == essential:
+            return candidate
+    return order
+
+
+def packing_of(problem: Problem, strategy: Strategy) -> Packing:
+    """The packing of a strategy's instances on the problem's cluster."""
+    return Packing(
+        strategy.mesh_order, problem.cluster.domain_gpus, strategy.attn_tp, strategy.attn_dp, strategy.pp
+    )
+
+
+def moe_tp_is_fastest(engine: Engine) -> bool:
+    """Whether a stage's rank is ``ep * moe_tp + tp`` (vLLM, SGLang, Megatron) or ``tp * moe_ep + ep`` (TensorRT-LLM)."""
+    return engine != "trtllm"
+
+
+def num_slots(llm: Llm, redundant: int) -> int:
+    """Expert replicas of one MoE layer."""
+    return 0 if llm.moe is None else llm.moe.num_experts + redundant
+
+
+# --- rules on one degree alone ------------------------------------------------------------------------------------
+
+
+def attn_tp_violations(problem: Problem, attn_tp: int) -> Iterator[Violation]:
+    """Why attention TP of this size is illegal whatever the other degrees."""
+    llm = problem.llm
+    if llm.num_heads % attn_tp:
+        yield Violation("heads", f"attn_tp = {attn_tp} does not divide the {llm.num_heads} query heads")
+    elif llm.mla is None and llm.num_kv_heads % attn_tp and attn_tp % llm.num_kv_heads:
+        yield Violation("kv-heads", f"attn_tp = {attn_tp} and the {llm.num_kv_heads} KV heads do not divide one another")
+    if llm.linear is not None and "linear" in llm.attention_kinds and llm.linear.num_value_heads % attn_tp:
+        yield Violation(
+            "linear-heads", f"attn_tp = {attn_tp} does not divide the {llm.linear.num_value_heads} linear value heads"
+        )
+    shared = 0 if llm.moe is None else llm.moe.shared_width
+    block = (llm.quant_block or 1) if llm.dtypes.dense in ("fp8", "int8", "nvfp4", "mxfp4", "int4") else 1
+    for what, width in (("dense FFN", llm.dense_width), ("shared-expert", shared)):
+        if width % attn_tp:
+            yield Violation("dense-width", f"attn_tp = {attn_tp} does not divide the {what} width {width}")
+        elif width and width // attn_tp % block:
+            yield Violation(
+                "dense-width",
+                f"attn_tp = {attn_tp} cuts the {what} width {width} into {width // attn_tp}, "
+                f"not a multiple of the quantisation block {block}",
+            )
+    yield from _domain_violations(problem, "attn_tp", attn_tp)
+
+
+def moe_tp_violations(problem: Problem, moe_tp: int) -> Iterator[Violation]:
+    """Why expert TP of this size is illegal whatever the other degrees."""
+    moe = problem.llm.moe
+    if moe is None:
+        if moe_tp != 1:
+            yield Violation("dense-degrees", f"moe_tp = {moe_tp}, but {problem.llm.name} has no experts")
+        return
+    if moe.expert_width % moe_tp:
+        yield Violation("expert-width", f"moe_tp = {moe_tp} does not divide the expert width {moe.expert_width}")
+    elif problem.llm.quant_block is not None and moe.expert_width // moe_tp % problem.llm.quant_block:
+        yield Violation(
+            "expert-width",
+            f"moe_tp = {moe_tp} cuts the expert width {moe.expert_width} into {moe.expert_width // moe_tp}, "
+            f"not a multiple of the quantisation block {problem.llm.quant_block}",
+        )
+    yield from _domain_violations(problem, "moe_tp", moe_tp)
+
+
+def moe_ep_violations(problem: Problem, moe_ep: int) -> Iterator[Violation]:
+    """Why expert parallelism of this size is illegal whatever the other degrees."""
+    moe, engine = problem.llm.moe, problem.engine
+    if moe is None:
+        if moe_ep != 1:
+            yield Violation("dense-degrees", f"moe_ep = {moe_ep}, but {problem.llm.name} has no experts")
+        return
+    slots = num_slots(problem.llm, problem.redundant_experts)
+    if moe_ep > slots:
+        yield Violation("experts", f"moe_ep = {moe_ep} exceeds the {slots} expert replicas of a layer")
+    if slots > moe.num_experts * moe_ep:
+        yield Violation(
+            "redundancy",
+            f"{slots} expert replicas on moe_ep = {moe_ep} ranks: at most one replica of each of "
+            f"{moe.num_experts} experts per rank is {moe.num_experts * moe_ep}",
+        )
+    strict = engine in ("sglang", "trtllm", "megatron") or (engine == "vllm" and problem.redundant_experts > 0)
+    if strict and slots % moe_ep:
+        yield Violation("engine-slots", f"{engine}: {slots} expert slots do not divide by moe_ep = {moe_ep}")
+    if engine == "megatron" and problem.redundant_experts:
+        yield Violation(
+            "engine-megatron-redundancy", f"megatron cannot hold {problem.redundant_experts} redundant experts"
+        )
+
+
+def _domain_violations(problem: Problem, name: str, size: int) -> Iterator[Violation]:
+    domain = problem.cluster.domain_gpus
+    if size > domain and not problem.space.tp_across_domains:
+        yield Violation(
+            "tp-domain",
+            f"{name} = {size} exceeds the scale-up domain of {domain} GPUs (allow with tp_across_domains)",
+        )
+
+
+def dtype_violations(problem: Problem) -> Iterator[Violation]:
+    """Data types of the LLM whose arithmetic unit the GPU lacks."""
+    gpu, dtypes = problem.cluster.gpu, problem.llm.dtypes
+    parts = [("attention", dtypes.attention), ("embedding", dtypes.embedding)]
+    if problem.llm.num_moe_layers < problem.llm.num_layers or (problem.llm.moe and problem.llm.moe.shared_width):
+        parts.append(("dense", dtypes.dense))
+    if problem.llm.is_moe:
+        parts.append(("experts", dtypes.experts))
+    for part, dtype in parts:
+        if NATIVE[dtype] not in gpu.peak and WEIGHT_ONLY.get(dtype) not in gpu.peak:
+            yield Violation(
+                "dtype",
+                f"{part} weights are {dtype}, but {gpu.name} has no {NATIVE[dtype]} unit (it has {', '.join(gpu.peak)})",
+            )
+
+
+# --- rules on a whole strategy ------------------------------------------------------------------------------------
+
+
+def violations(problem: Problem, strategy: Strategy) -> list[Violation]:
+    """Every broken rule of a strategy, memory and SLOs excepted (they need the cost model)."""
+    found = [
+        *dtype_violations(problem),
+        *attn_tp_violations(problem, strategy.attn_tp),
+        *moe_tp_violations(problem, strategy.moe_tp),
+        *moe_ep_violations(problem, strategy.moe_ep),
+        *_shape_violations(problem, strategy),
+        *_packing_violations(problem, strategy),
+        *_knob_violations(problem, strategy),
+        *engine_violations(problem, strategy),
+    ]
+    for name, value in problem.pins.given().items():
+        chosen = getattr(strategy, name)
+        if name == "mesh_order" and chosen == canonical_mesh(value, strategy.attn_tp, strategy.attn_dp, strategy.pp):
+            continue
+        if chosen != value:
+            found.append(Violation("pin", f"{name} = {chosen}, but the caller fixed {value}"))
+    return found
+
+
+def _shape_violations(problem: Problem, strategy: Strategy) -> Iterator[Violation]:
+    llm = problem.llm
+    if not llm.is_moe and strategy.attn_dp != 1:
+        yield Violation(
+            "dense-degrees", f"attn_dp = {strategy.attn_dp} on a dense LLM; use replicas = {strategy.attn_dp} instead"
+        )
+    if llm.is_moe and strategy.stage_gpus != strategy.moe_tp * strategy.moe_ep:
+        yield Violation(
+            "identity",
+            f"attn_tp * attn_dp = {strategy.attn_tp} * {strategy.attn_dp} = {strategy.stage_gpus} ranks, but "
+            f"moe_tp * moe_ep = {strategy.moe_tp} * {strategy.moe_ep} = {strategy.moe_tp * strategy.moe_ep}",
+        )
+    if strategy.pp > llm.num_layers:
+        yield Violation("stages", f"pp = {strategy.pp} exceeds the {llm.num_layers} layers")
+    if strategy.micro_batches > strategy.pp:
+        yield Violation("micro-batches", f"micro_batches = {strategy.micro_batches} exceeds pp = {strategy.pp}")
+    concurrency = problem.workload.concurrency
+    if concurrency is not None and strategy.slots < concurrency:
+        yield Violation(
+            "concurrency",
+            f"replicas * attn_dp * micro_batches * batch = {strategy.replicas} * {strategy.attn_dp} * "
+            f"{strategy.micro_batches} * {strategy.batch} = {strategy.slots} slots for {concurrency} sequences",
+        )
+    budget = problem.gpu_budget
+    if strategy.gpus > budget or (problem.gpus_exact is not None and strategy.gpus != budget):
+        yield Violation(
+            "gpu-count",
+            f"replicas * pp * G = {strategy.replicas} * {strategy.pp} * {strategy.stage_gpus} = {strategy.gpus} GPUs, "
+            f"{'exactly' if problem.gpus_exact is not None else 'at most'} {budget} are asked for",
+        )
+
+
+def _packing_violations(problem: Problem, strategy: Strategy) -> Iterator[Violation]:
+    packing, cluster = packing_of(problem, strategy), problem.cluster
+    needed = packing.domains(strategy.replicas)
+    canonical = canonical_mesh(strategy.mesh_order, strategy.attn_tp, strategy.attn_dp, strategy.pp)
+    if canonical != strategy.mesh_order:
+        yield Violation("mesh-order", f"mesh_order = {strategy.mesh_order} lays ranks out like {canonical}: say that")
+    if needed > cluster.num_domains:
+        yield Violation(
+            "packing",
+            f"{strategy.replicas} instances of {strategy.instance_gpus} GPUs in mesh order {strategy.mesh_order} need "
+            f"{needed} scale-up domains of {cluster.domain_gpus} GPUs, the cluster has {cluster.num_domains}",
+        )
+    if packing.members("tp") < min(strategy.attn_tp, cluster.domain_gpus):
+        yield Violation(
+            "tp-domain",
+            f"attention TP groups of {strategy.attn_tp} have only {packing.members('tp')} ranks per domain in mesh "
+            f"order {strategy.mesh_order}",
+        )
+    fits = moe_tp_fits(packing.stage_members, strategy.stage_gpus, strategy.moe_tp, problem.engine)
+    if not fits and not problem.space.tp_across_domains:
+        yield Violation(
+            "tp-domain",
+            f"expert TP groups of {strategy.moe_tp} leave their scale-up domain, which holds {packing.stage_members} "
+            f"of the stage's {strategy.stage_gpus} ranks",
+        )
+
+
+def moe_tp_fits(stage_members: int, stage_gpus: int, moe_tp: int, engine: Engine) -> bool:
+    """Whether every expert TP group lies inside one domain that holds `stage_members` ranks of the stage."""
+    if stage_members >= stage_gpus or moe_tp == 1:
+        return True
+    return moe_tp_is_fastest(engine) and stage_members % moe_tp == 0
+
+
+def _knob_violations(problem: Problem, strategy: Strategy) -> Iterator[Violation]:
+    workload = problem.workload
+    for phase, dispatch, overlap, tokens in (
+        ("decode", strategy.decode_dispatch, strategy.decode_overlap, strategy.batch * workload.tokens_per_step),
+        ("prefill", strategy.prefill_dispatch, strategy.prefill_overlap, prefill_tokens(problem, strategy)),
+    ):
+        if dispatch == "all_to_all" and (not problem.llm.is_moe or strategy.moe_ep == 1):
+            yield Violation("dispatch", f"{phase}_dispatch = all_to_all with moe_ep = {strategy.moe_ep}")
+        if overlap and dispatch != "all_to_all":
+            yield Violation("overlap", f"{phase}_overlap needs {phase}_dispatch = all_to_all, not {dispatch}")
+        elif overlap and tokens < 2:
+            yield Violation("overlap", f"{phase}_overlap needs two tokens per rank and step, there is {tokens}")
+    limit = max_prefill_batch(problem)
+    if strategy.prefill_batch > limit:
+        yield Violation(
+            "prefill-batch",
+            f"prefill_batch = {strategy.prefill_batch} prompts of {new_prompt_tokens(problem)} tokens, "
+            f"{workload.prefill_chunk_tokens} tokens per step allow {limit}",
+        )
+    if strategy.prefill_batch > strategy.batch * strategy.micro_batches:
+        yield Violation(
+            "prefill-batch",
+            f"prefill_batch = {strategy.prefill_batch} exceeds the rank's {strategy.batch * strategy.micro_batches} slots",
+        )
+
+
+def engine_violations(problem: Problem, strategy: Strategy) -> Iterator[Violation]:
+    """Restrictions of the engine profile; ``any`` has none."""
+    engine = problem.engine
+    if engine == "any":
+        return
+    allowed = [canonical_mesh(o, strategy.attn_tp, strategy.attn_dp, strategy.pp) for o in ENGINE_MESH[engine]]
+    order = canonical_mesh(strategy.mesh_order, strategy.attn_tp, strategy.attn_dp, strategy.pp)
+    if order not in allowed:
+        yield Violation(
+            "engine-mesh", f"{engine} launches {' or '.join(ENGINE_MESH[engine])}, not {strategy.mesh_order}"
+        )
+    if not packing_of(problem, strategy).is_aligned:
+        yield Violation(
+            "engine-alignment",
+            f"{engine} ranks are contiguous, but attn_tp = {strategy.attn_tp}, attn_dp = {strategy.attn_dp}, "
+            f"pp = {strategy.pp} leave gaps in domains of {problem.cluster.domain_gpus} GPUs",
+        )
+    if engine == "vllm" and strategy.moe_tp > 1 and strategy.moe_ep > 1:
+        yield Violation("engine-vllm-moe", f"vllm: moe_tp = {strategy.moe_tp} with moe_ep = {strategy.moe_ep}")
+    if engine == "sglang" and strategy.moe_tp > 1 and "all_to_all" in (
+        strategy.decode_dispatch,
+        strategy.prefill_dispatch,
+    ):
+        yield Violation("engine-sglang-dispatch", f"sglang: all_to_all with moe_tp = {strategy.moe_tp}")
+    if engine == "trtllm" and strategy.attn_dp > 1 and strategy.attn_tp > 1:
+        yield Violation(
+            "engine-trtllm-dp", f"trtllm: attn_dp = {strategy.attn_dp} with attn_tp = {strategy.attn_tp}"
+        )
+    if engine in ("trtllm", "megatron") and (strategy.decode_overlap or strategy.prefill_overlap):
+        yield Violation("engine-overlap", f"{engine} has no two-batch overlap switch")
+
+
+# --- prompt arithmetic shared by legality and cost ----------------------------------------------------------------
+
+
+def new_prompt_tokens(problem: Problem) -> int:
+    """Tokens of the mean prompt that prefill computes: those not in the prefix cache, at least one."""
+    workload = problem.workload
+    return max(1, workload.mean_isl - int(workload.mean_isl * workload.prefix_hit_rate))
+
+
+def num_chunks(problem: Problem) -> int:
+    """Prefill passes of one mean prompt (``c``)."""
+    return -(-new_prompt_tokens(problem) // problem.workload.prefill_chunk_tokens)
+
+
+def chunk_tokens(problem: Problem) -> int:
+    """New tokens of one prompt in one pass."""
+    return -(-new_prompt_tokens(problem) // num_chunks(problem))
+
+
+def prefill_tokens(problem: Problem, strategy: Strategy) -> int:
+    """New tokens of one attention-DP rank in one prefill pass."""
+    return strategy.prefill_batch * chunk_tokens(problem)
+
+
+def max_prefill_batch(problem: Problem) -> int:
+    """Most prompts that fit one prefill pass of one rank."""
+    fitting = problem.workload.prefill_chunk_tokens // new_prompt_tokens(problem)
+    return max(1, min(problem.space.max_prefill_batch, fitting))

@@ -1,0 +1,104 @@
+"""The judge: every rule of a plan again, plainly, without the solver.
+
+Reading order: :mod:`finding` (the rules), :mod:`evidence`, :mod:`placed`, :mod:`claimed`; then, for the exhaustive
+check, :mod:`confirm`, :mod:`legal`, :mod:`tables`, :mod:`blocks`, :mod:`stages`, :mod:`exhaustive`, :mod:`realise`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from solver.plan import Plan
+from solver.specs.spec import one_sentence
+from solver.verify import claimed, placed
+from solver.verify.confirm import confirm
+from solver.verify.evidence import Evidence, evidence_of
+from solver.verify.finding import VERIFY_RULES, Finding
+
+__all__ = ["VERIFY_RULES", "Finding", "Verification", "verify"]
+
+Rule = Callable[[Evidence], Iterator[Finding]]
+
+SHAPE_RULES: tuple[Rule, ...] = (
+    claimed.digest,
+    claimed.labels,
+    claimed.legality,
+    placed.layers,
+    placed.topology,
+    placed.gpus,
+    placed.expert_maps,
+    placed.experts,
+    placed.load_factor,
+    placed.sequences,
+    placed.load,
+    claimed.objective,
+    claimed.bound,
+    claimed.gap,
+    claimed.status,
+    claimed.space,
+)
+"""Rules that every plan can be asked."""
+COST_RULES: tuple[Rule, ...] = (
+    claimed.memory,
+    claimed.metrics,
+    claimed.breakdown,
+    claimed.slos,
+    claimed.certificate_value,
+    claimed.objective_claim,
+)
+"""Rules that need stages which cover the layers."""
+UNCOSTED = frozenset({"dtype", "stages", "micro-batches", "gpu-count"})
+"""Legality findings after which the cost model is not asked: its integers may leave 64 bits."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The judge's answer."""
+
+    ok: bool
+    findings: tuple[Finding, ...]
+    checks: tuple[str, ...]
+    """Names of the rules that were examined, in order."""
+    configurations: int | None
+    """Joint configurations that the exhaustive check covered; absent without it."""
+    seconds: float
+
+
+def verify(plan: Plan, *, exhaustive: bool = False) -> Verification:
+    """Judge a plan without the solver.
+
+    Every rule of :data:`VERIFY_RULES` is examined on the plan itself: times, memory and balance are recomputed from
+    the placement. With `exhaustive`, the whole degree space is enumerated by independent vectorised arithmetic, and
+    the plan is acquitted only if no strategy in it is better than the claimed bound.
+
+    Parameters
+    ----------
+    plan : the document; nothing in it is believed but the problem
+    exhaustive : enumerate the degree space, too (seconds instead of milliseconds)
+    """
+    begun = time.monotonic()
+    findings: list[Finding] = []
+    checks: list[str] = []
+    configurations: int | None = None
+    try:
+        strategy = plan.strategy.strategy()
+    except ValidationError as error:
+        findings.append(Finding("identity", one_sentence(error)))
+        return Verification(False, tuple(findings), ("identity",), None, time.monotonic() - begun)
+    evidence = evidence_of(plan, strategy)
+    rules = [*SHAPE_RULES, *(COST_RULES if evidence.is_complete else ())]
+    for rule in rules:
+        if rule in COST_RULES and any(finding.rule in UNCOSTED for finding in findings):
+            continue
+        checks.append(rule.__name__)
+        findings += rule(evidence)
+    if exhaustive:
+        confirmation = confirm(evidence)
+        checks.append("exhaustive")
+        findings += confirmation.findings
+        configurations = confirmation.configurations
+    return Verification(not findings, tuple(findings), tuple(checks), configurations, time.monotonic() - begun)

@@ -1,0 +1,223 @@
+"""Rules on what a plan claims: digest, labels, memory, metrics, SLOs, objective, bound, status."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from solver.cost.ledger import stage_ledgers
+from solver.cost.metrics import OBJECTIVE_UNITS, THROUGHPUT_SCALE, objective_value
+from solver.degrees import domains_of
+from solver.plan import Breakdown, StageLedger
+from solver.strategy import violations
+from solver.verify.evidence import Evidence
+from solver.verify.finding import Finding
+
+FLOAT_TOLERANCE = 1e-9
+"""Relative: rates are one division of exact integers, so only the last digits may differ."""
+
+
+def digest(evidence: Evidence) -> Iterator[Finding]:
+    """The certificate belongs to this problem."""
+    stated, true = evidence.plan.certificate.digests.problem, evidence.problem.digest
+    if stated != true:
+        yield Finding("digest", f"the certificate is about problem {stated[:16]}, the embedded one is {true[:16]}")
+
+
+def labels(evidence: Evidence) -> Iterator[Finding]:
+    """Labels say the degrees."""
+    planned, true = evidence.plan.strategy, evidence.strategy
+    for name, stated, wanted in (
+        ("label", planned.label, true.label),
+        ("full_label", planned.full_label, true.full_label),
+    ):
+        if stated != wanted:
+            yield Finding("labels", f"{name} is {stated!r}, the degrees make {wanted!r}")
+
+
+def legality(evidence: Evidence) -> Iterator[Finding]:
+    """Every rule of :data:`solver.strategy.RULES` but memory and SLOs."""
+    for violation in violations(evidence.problem, evidence.strategy):
+        yield Finding(violation.rule, violation.sentence)
+
+
+def memory(evidence: Evidence) -> Iterator[Finding]:
+    """The ledger is the recomputed one, and fits."""
+    true, stated = stage_ledgers(evidence.leaves, evidence.strategy, evidence.blocks), evidence.plan.memory
+    if len(stated) != len(true):
+        yield Finding("ledger", f"the ledger has {len(stated)} stages, pp = {len(true)}")
+    for ledger, claim in zip(true, stated, strict=False):
+        yield from _compare(ledger, claim)
+    for ledger in true:
+        if ledger.total_kib > ledger.capacity_kib:
+            yield Finding(
+                "memory",
+                f"stage {ledger.stage} needs {ledger.total_kib} KiB per GPU, {ledger.capacity_kib} KiB are usable",
+            )
+
+
+def _compare(true: StageLedger, stated: StageLedger) -> Iterator[Finding]:
+    for name in ("stage", "first_layer", "num_layers", "capacity_kib"):
+        if getattr(true, name) != getattr(stated, name):
+            yield Finding(
+                "ledger",
+                f"stage {true.stage}: {name} is {getattr(stated, name)}, recomputed {getattr(true, name)}",
+            )
+    for item in sorted({*true.items_kib, *stated.items_kib}):
+        held, claim = true.items_kib.get(item), stated.items_kib.get(item)
+        if held != claim:
+            yield Finding("ledger", f"stage {true.stage}: {item} is {claim} KiB, recomputed {held}")
+
+
+def metrics(evidence: Evidence) -> Iterator[Finding]:
+    """Every metric recomputed."""
+    figures, stated = evidence.figures, evidence.plan.metrics
+    rate = figures.throughput_tokens_per_s(evidence.problem.workload.osl)
+    true: dict[str, int | float] = {
+        "ttft_ns": figures.ttft_ns,
+        "tpot_ns": figures.tpot_ns,
+        "request_latency_ns": figures.request_latency_ns,
+        "throughput_tokens_per_s": rate,
+        "efficiency_tokens_per_s_per_gpu": rate / figures.gpus,
+        "gpus_used": figures.gpus,
+        "decode_step_ns": figures.decode_ns,
+        "prefill_round_ns": figures.round_ns,
+        "rounds_per_cycle": figures.rounds,
+        "cycle_ns": figures.cycle_ns,
+        "active_sequences": figures.active,
+    }
+    for name, value in true.items():
+        claim = getattr(stated, name)
+        same = math.isclose(claim, value, rel_tol=FLOAT_TOLERANCE) if isinstance(value, float) else claim == value
+        if not same:
+            yield Finding("metrics", f"{name} is {claim}, recomputed {value}")
+
+
+def breakdown(evidence: Evidence) -> Iterator[Finding]:
+    """Components add up to the decode step (before speculation divides it) and to the TTFT."""
+    decode, stages = evidence.decode, evidence.decode.stage_times()
+    path = sum(stages) + (evidence.strategy.pp - 1) * decode.hop_ns + decode.return_ns
+    step = max(path, evidence.strategy.micro_batches * max(stages)) + evidence.leaves.host_ns
+    stated: Breakdown = evidence.plan.breakdown
+    for name, parts, true in (
+        ("decode step", stated.decode, step),
+        ("prefill", stated.prefill, evidence.figures.ttft_ns),
+    ):
+        total = sum(part.ns for part in parts)
+        if total != true:
+            yield Finding("breakdown", f"the components of the {name} add up to {total} ns, its time is {true} ns")
+
+
+def slos(evidence: Evidence) -> Iterator[Finding]:
+    """Hard limits on the recomputed metrics."""
+    slo, figures = evidence.problem.workload.slo, evidence.figures
+    for rule, name, value, limit in (
+        ("slo-ttft", "TTFT", figures.ttft_ns, slo.ttft),
+        ("slo-tpot", "TPOT", figures.tpot_ns, slo.tpot),
+        ("slo-request-latency", "request latency", figures.request_latency_ns, slo.request_latency),
+    ):
+        if limit is not None and value > limit:
+            yield Finding(rule, f"{name} is {value} ns, the SLO is {limit} ns")
+
+
+# --- the claim itself -------------------------------------------------------------------------------------------------
+
+
+def objective(evidence: Evidence) -> Iterator[Finding]:
+    """One objective everywhere."""
+    name, plan = evidence.problem.objective.name, evidence.plan
+    sense = "maximise" if name in ("throughput", "efficiency") else "minimise"
+    for what, stated, true in (
+        ("the plan's objective", plan.objective.name, name),
+        ("the certificate's objective", plan.certificate.objective_name, name),
+        ("the certificate's unit", plan.certificate.objective_unit, OBJECTIVE_UNITS[name]),
+        ("the sense", plan.objective.sense, sense),
+    ):
+        if stated != true:
+            yield Finding("objective", f"{what} is {stated!r}, the problem asks for {true!r}")
+
+
+def certificate_value(evidence: Evidence) -> Iterator[Finding]:
+    """The objective integer; that of ``weighted`` depends on utopia values and is left to the exhaustive check."""
+    name, stated = evidence.problem.objective.name, evidence.plan.certificate.value
+    if name == "weighted":
+        return
+    true = objective_value(name, evidence.figures)
+    if stated != true:
+        yield Finding("certificate-value", f"the certificate's value is {stated}, recomputed {true}")
+
+
+def objective_claim(evidence: Evidence) -> Iterator[Finding]:
+    """Value and bound of the plan's objective in the unit of its metric."""
+    name, claim, certificate = evidence.problem.objective.name, evidence.plan.objective, evidence.plan.certificate
+    if name == "weighted":
+        return
+    figures, osl = evidence.figures, evidence.problem.workload.osl
+    rate = figures.throughput_tokens_per_s(osl)
+    rates = {"throughput": rate, "efficiency": rate / figures.gpus}
+    value = rates.get(name, float(objective_value(name, figures)))
+    if not math.isclose(claim.value, value, rel_tol=FLOAT_TOLERANCE):
+        yield Finding("objective-value", f"the objective {name} is stated as {claim.value}, recomputed {value}")
+    bound = float(certificate.bound)
+    slack = FLOAT_TOLERANCE
+    if name in rates:
+        scale = 10**9 * osl * (THROUGHPUT_SCALE if name == "throughput" else 1)
+        bound = scale / max(1, certificate.bound)
+        slack += 2 / max(1, certificate.bound)  # the inverse is an integer, rounded up
+    if not math.isclose(claim.bound, bound, rel_tol=slack):
+        yield Finding("objective-value", f"the objective's bound is {claim.bound}, the certificate's makes {bound}")
+
+
+def bound(evidence: Evidence) -> Iterator[Finding]:
+    """No bound above its value."""
+    certificate, claim = evidence.plan.certificate, evidence.plan.objective
+    if certificate.bound > certificate.value:
+        yield Finding("bound", f"the bound {certificate.bound} is above the value {certificate.value}")
+    better = claim.bound - claim.value if claim.sense == "minimise" else claim.value - claim.bound
+    if better > abs(claim.value) * FLOAT_TOLERANCE and certificate.bound <= certificate.value:
+        yield Finding("bound", f"the objective {claim.value} is better than its own bound {claim.bound}")
+
+
+def gap(evidence: Evidence) -> Iterator[Finding]:
+    """Both gaps follow from the integers."""
+    certificate = evidence.plan.certificate
+    true = (certificate.value - certificate.bound) / certificate.value if certificate.value else 0.0
+    for what, stated in (("certificate", certificate.gap), ("objective", evidence.plan.objective.gap)):
+        if not math.isclose(stated, true, rel_tol=FLOAT_TOLERANCE, abs_tol=FLOAT_TOLERANCE):
+            yield Finding(
+                "gap",
+                f"the gap of the {what} is {stated}, ({certificate.value} - {certificate.bound}) / {certificate.value} "
+                f"is {true}",
+            )
+
+
+def status(evidence: Evidence) -> Iterator[Finding]:
+    """OPTIMAL exactly when the bound meets the value."""
+    plan, certificate = evidence.plan, evidence.plan.certificate
+    if plan.status != certificate.status:
+        yield Finding("status", f"the plan says {plan.status}, its certificate {certificate.status}")
+    wanted = "OPTIMAL" if certificate.bound == certificate.value else "FEASIBLE"
+    for what, stated in (("plan", plan.status), ("certificate", certificate.status)):
+        if stated != wanted and certificate.bound <= certificate.value:
+            yield Finding(
+                "status",
+                f"the {what} says {stated}, bound {certificate.bound} and value {certificate.value} make {wanted}",
+            )
+
+
+def space(evidence: Evidence) -> Iterator[Finding]:
+    """A proved optimum is one of the values that were searched."""
+    if evidence.plan.status != "OPTIMAL":
+        return
+    domains, s = domains_of(evidence.problem), evidence.strategy
+    for name, chosen, values in (
+        ("attn_tp", s.attn_tp, domains.attn_tp),
+        ("moe_tp", s.moe_tp, domains.moe_tp),
+        ("moe_ep", s.moe_ep, domains.moe_ep),
+        ("pp", s.pp, domains.pp),
+        ("batch", s.batch, domains.batch),
+        ("micro_batches", s.micro_batches, domains.micro_batches),
+        ("prefill_batch", s.prefill_batch, domains.prefill_batch),
+    ):
+        if chosen not in values:
+            yield Finding("space", f"{name} = {chosen} is not among the {len(values)} values of the space")
