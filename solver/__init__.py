@@ -1,26 +1,37 @@
-"""shardwright: provably optimal parallel strategies and explicit GPU placements for serving large language models."""
+"""shardwright: provably optimal parallel strategies and explicit GPU placements for serving large language models.
 
-from solver.api import SolveOptions, check, evaluate, placement, reference_problem, solve, verify
-from solver.audit import AuditReport, Claims
-from solver.errors import (
-    CatalogError,
-    OutputError,
-    PlanError,
-    SolverError,
-    SpecError,
-    StrategyError,
-    UnitError,
-    UnknownArchitectureError,
-)
-from solver.plan import Evaluation, GpuRecord, NoPlan, Plan
-from solver.specs.hardware import Cluster, Gpu
-from solver.specs.llm import Llm
-from solver.specs.problem import Objective, Pins, Problem, Space
-from solver.specs.workload import Slo, Workload
-from solver.strategy import Strategy, parse_label
-from solver.verify import Verification
+Public names are imported when they are first used, so that ``--help`` does not pay for NumPy and pydantic.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from solver.api import SolveOptions, check, evaluate, placement, reference_problem, solve, verify
+    from solver.ask import Ask
+    from solver.audit import AuditReport, Claims
+    from solver.errors import (
+        CatalogError,
+        OutputError,
+        PlanError,
+        SolverError,
+        SpecError,
+        StrategyError,
+        UnitError,
+        UnknownArchitectureError,
+    )
+    from solver.plan import Evaluation, GpuRecord, NoPlan, Plan
+    from solver.specs.hardware import Cluster, Gpu
+    from solver.specs.llm import Llm
+    from solver.specs.problem import Objective, Pins, Problem, Space
+    from solver.specs.workload import Slo, Workload
+    from solver.strategy import Strategy, parse_label
+    from solver.verify import Verification
 
 __all__ = [
+    "Ask",
     "AuditReport",
     "CatalogError",
     "Claims",
@@ -55,3 +66,51 @@ __all__ = [
     "solve",
     "verify",
 ]
+
+_NAMES_OF_MODULE = {
+    "solver.api": ("SolveOptions", "check", "evaluate", "placement", "reference_problem", "solve", "verify"),
+    "solver.ask": ("Ask",),
+    "solver.audit": ("AuditReport", "Claims"),
+    "solver.errors": (
+        "CatalogError",
+        "OutputError",
+        "PlanError",
+        "SolverError",
+        "SpecError",
+        "StrategyError",
+        "UnitError",
+        "UnknownArchitectureError",
+    ),
+    "solver.plan": ("Evaluation", "GpuRecord", "NoPlan", "Plan"),
+    "solver.specs.hardware": ("Cluster", "Gpu"),
+    "solver.specs.llm": ("Llm",),
+    "solver.specs.problem": ("Objective", "Pins", "Problem", "Space"),
+    "solver.specs.workload": ("Slo", "Workload"),
+    "solver.strategy": ("Strategy", "parse_label"),
+    "solver.verify": ("Verification",),
+}
+_MODULE_OF_NAME = {name: module for module, names in _NAMES_OF_MODULE.items() for name in names}
+
+
+class _Package(ModuleType):
+    """This package. Importing the submodule ``solver.verify`` must not hide the function of the same name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in _MODULE_OF_NAME or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> object:
+    module = _MODULE_OF_NAME.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -25,7 +25,7 @@ class SolveOptions:
     """How hard :func:`solve` looks; it never changes what is claimed, only whether it is proved in time."""
 
     workers: int | None = None
-    """Threads of CP-SAT; absent means the machine's cores, at most 8."""
+    """Threads of CP-SAT; absent means 1 (as fast as two on these programs, and exactly reproducible)."""
     seed: int = 0
     time_limit_s: float | None = None
     """Seconds; absent means until proved."""

@@ -135,7 +135,8 @@ def domains_of(problem: Problem) -> Domains:
         batch=batch,
         micro_batches=micro,
         prefill_batch=prefill,
-        mesh_order=tuple(o for o in orders if pins.mesh_order in (None, o)),
+        # A pinned order that the engine lacks may still lay ranks out like one it has (one stage, or one group).
+        mesh_order=tuple(orders) if pins.mesh_order is None else (pins.mesh_order,),
         decode_allreduce=tuple(a for a in ALL_REDUCES if pins.decode_allreduce in (None, a)),
         prefill_allreduce=tuple(a for a in ALL_REDUCES if pins.prefill_allreduce in (None, a)),
         decode_dispatch=tuple(d for d in dispatches if pins.decode_dispatch in (None, d)),

@@ -73,7 +73,3 @@ class Table:
         variable = self.model.new_int_var(min(numbers), max(numbers), name)
         self.model.add(variable == cp_model.LinearExpr.weighted_sum(self.rows, numbers))
         return variable
-
-    def total(self, values: Sequence[int]) -> Expr:
-        """The entry of the chosen row, as a linear expression (for entries that are used once)."""
-        return cp_model.LinearExpr.weighted_sum(self.rows, [int(value) for value in values])

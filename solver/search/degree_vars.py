@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
@@ -13,24 +14,24 @@ from solver.search.choice import Choice, Expr, Table
 from solver.search.shapes import stage_shapes
 from solver.search.tables import Mode, phase_modes
 from solver.specs.problem import AllReduce, Dispatch, MeshOrder, Problem
-from solver.strategy import Packing, Strategy, canonical_mesh, moe_tp_fits
-
-MAX_TIE_BITS = 48
-"""A lexicographic objective stays below 2^48 per solve."""
-
+from solver.strategy import ENGINE_MESH, Packing, Strategy, canonical_mesh, moe_tp_fits
 
 @dataclass(frozen=True)
-class TieGroup:
-    """Decisions compared lexicographically in one solve: (expression, number of values), most significant first."""
+class TiePart:
+    """One decision of the lexicographic tie-break: its position among `size` values, smaller first."""
 
-    parts: tuple[tuple[Expr, int], ...]
+    position: Expr
+    size: int
 
-    def expression(self) -> Expr:
-        """Mixed-radix number."""
-        total: Expr = 0
-        for part, size in self.parts:
-            total = total * size + part
-        return total
+
+def mixed_radix(parts: Sequence[TiePart]) -> tuple[Expr, int]:
+    """One number that orders like the parts do, most significant first, and how many values it has."""
+    total: Expr = 0
+    size = 1
+    for part in parts:
+        total = total * part.size + part.position
+        size *= part.size
+    return total, size
 
 
 class DegreeVars:
@@ -91,11 +92,14 @@ class DegreeVars:
         model, cluster = self.model, self.problem.cluster
         rows: list[tuple[MeshOrder, int, int, int, int, int, int]] = []
         orders: tuple[MeshOrder, ...] = self.domains.mesh_order
+        engine_orders = ENGINE_MESH[self.problem.engine]
         for tp, dp in self.attention_grid:
             for pp in self.domains.pp:
                 if tp * dp * pp > self.budget:
                     continue
                 for order in dict.fromkeys(canonical_mesh(order, tp, dp, pp) for order in orders):
+                    if order not in {canonical_mesh(launched, tp, dp, pp) for launched in engine_orders}:
+                        continue
                     packing = Packing(order, cluster.domain_gpus, tp, dp, pp)
                     if packing.members("tp") < min(tp, cluster.domain_gpus):
                         continue
@@ -270,25 +274,14 @@ class DegreeVars:
         self.model.add(self.replicas <= strategy.replicas - 1).only_enforce_if(other, ~more)
         return [*literals, other]
 
-    def tie_groups(self) -> list[TieGroup]:
-        """Lexicographic tie-break of :attr:`Strategy.sort_key`, in groups that fit one objective each.
+    def tie_parts(self) -> list[TiePart]:
+        """Lexicographic tie-break of :attr:`Strategy.sort_key`.
 
         Given GPUs, pp, attention TP and the expert degrees, replicas and attention DP follow.
         """
-        order: list[tuple[Expr, int]] = [(self.gpus, self.budget + 1)]
-        for name in ("pp", "attn_tp", "moe_tp", "moe_ep"):
-            order.append(_position(getattr(self, name)))
-        order += [_position(getattr(self, name)) for name in list(self._choices())[5:]]
-        groups: list[TieGroup] = []
-        parts: list[tuple[Expr, int]] = []
-        size = 1
-        for part in order:
-            if size * part[1] > 2**MAX_TIE_BITS:
-                groups.append(TieGroup(tuple(parts)))
-                parts, size = [], 1
-            parts.append(part)
-            size *= part[1]
-        return [*groups, TieGroup(tuple(parts))]
+        names = ["pp", "attn_tp", "moe_tp", "moe_ep", *list(self._choices())[5:]]
+        choices = [getattr(self, name) for name in names]
+        return [TiePart(self.gpus, self.budget + 1), *(TiePart(c.index(), len(c.values)) for c in choices)]
 
 
 def _mode(strategy: Strategy, dispatch: Dispatch, overlap: bool) -> Mode:
@@ -296,6 +289,3 @@ def _mode(strategy: Strategy, dispatch: Dispatch, overlap: bool) -> Mode:
         return "overlap" if overlap else "send"
     return "reduce" if strategy.attn_dp == 1 else "gather"
 
-
-def _position(choice: Choice[int]) -> tuple[Expr, int]:
-    return choice.index(), len(choice.values)

@@ -139,12 +139,18 @@ def _neighbours(scores: Scores, best: Strategy, shapes: list[tuple[int, int, int
     ):  # fmt: skip
         for value in getattr(d, name):
             yield best.model_copy(update={name: value})
+    near = d.batch.index(best.batch)
+    for batch in d.batch[max(0, near - 6) : near + 7]:
+        for prefill_batch in d.prefill_batch:
+            for overlap in d.decode_overlap:
+                changes = {"batch": batch, "prefill_batch": prefill_batch, "decode_overlap": overlap}
+                yield best.model_copy(update=changes)
     for pp in d.pp:
         order = canonical_mesh(d.mesh_order[-1], best.attn_tp, best.attn_dp, pp)
-        changes = {"pp": pp, "mesh_order": order, "micro_batches": min(best.micro_batches, pp)}
-        yield best.model_copy(update=changes)
+        piped = {"pp": pp, "mesh_order": order, "micro_batches": min(best.micro_batches, pp)}
+        yield best.model_copy(update=piped)
         if pp in d.micro_batches:
-            yield best.model_copy(update={**changes, "micro_batches": pp})
+            yield best.model_copy(update={**piped, "micro_batches": pp})
     for tp, moe_tp, moe_ep, dp in shapes:
         if moe_tp * moe_ep not in (best.stage_gpus, 2 * best.stage_gpus, best.stage_gpus // 2):
             continue

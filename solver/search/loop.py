@@ -92,8 +92,6 @@ class Loop:
         try:
             self._start(shapes)
             self._prove()
-            if outcome.status == "OPTIMAL":
-                self._break_ties()
         except KeyboardInterrupt:
             outcome.interrupted = True
             if outcome.status != "OPTIMAL":
@@ -124,61 +122,69 @@ class Loop:
         outcome = self.outcome
         for _ in range(MAX_TURNS):
             program = self._program()
-            if outcome.best is not None:
-                program.hint(outcome.best.strategy)
-            program.at_least(outcome.bound)
             result = self._timed(lambda p=program: p.solve(self._limits(), self._report))  # type: ignore[misc]
             if result.status == "INFEASIBLE":
-                if outcome.best is not None:
-                    raise ContradictionError(
-                        f"the program calls {outcome.best.strategy.full_label} with objective {outcome.best.value} "
-                        "impossible, but its realisation exists"
-                    )
-                outcome.status = "INFEASIBLE"
+                self._excluded()
                 return
             outcome.bound = max(outcome.bound, result.bound)
             if result.strategy is None:
-                outcome.status = "FEASIBLE" if outcome.best is not None else "UNKNOWN"
-                return
+                break
             realised = self._realise(result.strategy)
             self._keep(realised)
-            if not realised.violations and realised.value < result.value and result.status == "OPTIMAL":
-                raise ContradictionError(
-                    f"{result.strategy.full_label} costs {realised.value}, below the program's optimum {result.value}"
-                )
-            agreed = not realised.violations and realised.value == result.value
-            cut = "" if agreed or result.status != "OPTIMAL" else self._cut(realised)
-            self._record(result.value, realised, cut)
-            if result.status != "OPTIMAL" or not cut:
-                proved = agreed and result.status == "OPTIMAL"
-                outcome.status = "OPTIMAL" if proved else "FEASIBLE" if outcome.best is not None else "UNKNOWN"
+            if result.status != "OPTIMAL":
+                break
+            agreed, cut = self._compare(result.value, realised)
+            if agreed and self._break_ties(program, realised):
+                outcome.status = "OPTIMAL"
                 return
+            if not agreed and not cut:
+                break
         outcome.status = "FEASIBLE" if outcome.best is not None else "UNKNOWN"
 
-    def _break_ties(self) -> None:
-        """The lexicographically smallest strategy among the optimal ones."""
+    def _excluded(self) -> None:
+        """The program has no solution: proved infeasible, unless a plan is known."""
+        best = self.outcome.best
+        if best is not None:
+            raise ContradictionError(
+                f"the program calls {best.strategy.full_label} with objective {best.value} impossible, but its "
+                "realisation exists"
+            )
+        self.outcome.status = "INFEASIBLE"
+
+    def _compare(self, program_value: int, realised: Realised) -> tuple[bool, str]:
+        """Whether the realisation costs what the program claimed; if not, the cut that was added (empty: none)."""
+        if not realised.violations and realised.value < program_value:
+            raise ContradictionError(
+                f"{realised.strategy.full_label} costs {realised.value}, below the program's optimum {program_value}"
+            )
+        agreed = not realised.violations and realised.value == program_value
+        cut = "" if agreed else self._cut(realised)
+        self._record(program_value, realised, cut)
+        return agreed, cut
+
+    def _break_ties(self, program: Program, agreed: Realised) -> bool:
+        """Settle the rest of the tie-break; False when a cut was added on the way and the loop must turn again."""
         outcome = self.outcome
-        assert outcome.best is not None
-        for _ in range(MAX_TURNS):
-            program = self._program()
-            program.at_least(outcome.bound)
-            program.hint(outcome.best.strategy)
-            result = self._timed(lambda p=program: p.solve_ties(self._limits()))  # type: ignore[misc]
-            if result.status != "OPTIMAL" or result.strategy is None:
-                return
-            realised = self._realise(result.strategy)
-            if not realised.violations and realised.value == outcome.best.value:
-                outcome.best = realised
-                return
-            cut = self._cut(realised)
-            self._record(outcome.best.value, realised, cut)
-            if not cut:
-                return
+        program.hold(agreed.value)
+        program.hint(agreed.strategy)
+        result = self._timed(lambda: program.solve_ties(self._limits()))
+        winner = agreed
+        if result.status == "OPTIMAL" and result.strategy is not None:
+            winner = self._realise(result.strategy)
+            if winner.violations or winner.value != agreed.value:
+                agreed_again, cut = self._compare(agreed.value, winner)
+                return agreed_again or not cut
+        outcome.best = winner
+        return True
 
     def _program(self) -> Program:
         begun = time.monotonic()
-        upper = self.outcome.best.value if self.outcome.best is not None else None
+        best = self.outcome.best
+        upper = best.value if best is not None else None
         program = Program(self.leaves, self.outcome.domains, self.bounds, self.utopia, upper)
+        if best is not None:
+            program.hint(best.strategy)
+        program.at_least(self.outcome.bound)
         self.outcome.tables_digest, self.outcome.program_digest = program.tables_digest, program.digest
         self.outcome.tables_s += time.monotonic() - begun
         return program

@@ -15,6 +15,18 @@ MAX_OBJECTIVE = 2**53
 """Integers up to here are exact in every number format that a plan passes through."""
 
 
+def weighed(model: cp_model.CpModel, part: Expr, weight: int, name: str) -> Expr:
+    """``weight * part``, with the part bounded so that the product stays below :data:`MAX_OBJECTIVE`.
+
+    The wide domains of metrics would overflow 64 bits otherwise, and the whole model would be invalid.
+    """
+    if weight == 0:
+        return 0
+    bounded = model.new_int_var(0, MAX_OBJECTIVE // weight, name)
+    model.add(bounded >= part)
+    return weight * bounded
+
+
 class MetricVars:
     """Metrics of DESIGN 4 over given step, prefill and interference times; SLOs are constraints on them.
 

@@ -11,7 +11,7 @@ from solver.cost.attention import CORE_KERNELS
 from solver.cost.leaves import PPM, Leaves
 from solver.search.choice import Choice, Expr, Table
 from solver.search.degree_vars import DegreeVars
-from solver.search.tables import MODES, Column, PhaseTables
+from solver.search.tables import MODES, Column, PhaseTables, ratios
 from solver.specs.llm import AttentionKind, LayerKind
 from solver.specs.problem import ALL_REDUCES
 
@@ -32,6 +32,8 @@ class PhaseVars:
     """`total` plus the hops between stages (and the way back in decode)."""
     share: Expr
     """What the phase adds to the objective at least."""
+    main_share: Expr
+    """The part of it that the layers of the main kind add."""
 
 
 class _Builder:
@@ -53,7 +55,8 @@ class _Builder:
         self.head = self._out(self.group, columns, "head")
         self.sync = self._out(self.group, columns, "sync")
         self.hops = {i: self._out(self.group, columns, f"hop{i}") for i in (d.inside.values if d.max_pp > 1 else ())}
-        self.share: Expr = self.group.total(columns["share"].tolist())
+        self.share: Expr = self._out(self.group, columns, "share")
+        self.main_share: Expr = self._out(self.group, columns, "main_share")
         self.cores: dict[AttentionKind, cp_model.IntVar] = {}
         if d.is_moe:
             self._expert_table()
@@ -70,8 +73,24 @@ class _Builder:
         self.expert.key(tokens, columns["tokens"].tolist())
         self.expert.key(d.members, columns["members"].tolist())
         self.expert.key(self.mode, [MODES[i] for i in columns["mode"].tolist()])
+        self._density(columns)
         self.exchange = {name: self._out(self.expert, columns, name) for name in ("plain", "busy", "sent")}
-        self.share = self.share + self.expert.total(columns["share"].tolist())
+        self.share = self.share + self._out(self.expert, columns, "share")
+        self.main_share = self.main_share + self._out(self.expert, columns, "main_share")
+
+    def _density(self, columns: Column) -> None:
+        """Sequences per GPU, ``batch / attn_tp = tokens / G``: redundant, but it ties the two tables to one another."""
+        group = self.tables.group
+        by_group = ratios(group["group"], group["attn_tp"])
+        by_expert = ratios(columns["tokens"] // self.tables.unit, columns["moe_tp"] * columns["moe_ep"])
+        density: Choice[tuple[int, int]] = Choice(
+            self.model, f"{self.phase}.density", sorted(set(by_group) & set(by_expert))
+        )
+        for table, keys in ((self.group, by_group), (self.expert, by_expert)):
+            table.key(density, keys)
+            for row, ratio in zip(table.rows, keys, strict=True):
+                if ratio not in density.literals:
+                    self.model.add(row == 0)
 
     def _out(self, table: Table, columns: Column, name: str) -> cp_model.IntVar:
         return table.out(f"{self.phase}.{name}", columns[name].tolist())
@@ -137,4 +156,4 @@ def build_phase(model: cp_model.CpModel, leaves: Leaves, d: DegreeVars, tables: 
                     way = hops >= (pp - 1) * builder.hops[inside] + back
                     model.add(way).only_enforce_if(d.pp.is_(pp), d.inside.is_(inside))
         path = total + hops
-    return PhaseVars(layer, builder.embedding, builder.head, total, path, builder.share)
+    return PhaseVars(layer, builder.embedding, builder.head, total, path, builder.share, builder.main_share)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ortools.sat.python import cp_model
 
@@ -18,8 +18,8 @@ from solver.cost.metrics import THROUGHPUT_SCALE, Utopia
 from solver.degrees import Domains
 from solver.search.bounds import Bounds
 from solver.search.choice import Expr
-from solver.search.degree_vars import DegreeVars
-from solver.search.metric_vars import MAX_OBJECTIVE, MAX_STEP_NS, MAX_TOTAL_NS, MetricVars
+from solver.search.degree_vars import DegreeVars, TiePart, mixed_radix
+from solver.search.metric_vars import MAX_OBJECTIVE, MAX_STEP_NS, MAX_TOTAL_NS, MetricVars, weighed
 from solver.search.phase import PhaseVars, build_phase
 from solver.search.stage_vars import StageVars
 from solver.search.tables import PhaseTables, phase_modes, phase_rates, prune, tables_digest
@@ -28,7 +28,11 @@ from solver.strategy import Strategy
 
 @dataclass(frozen=True)
 class SearchLimits:
-    """Parameters of one CP-SAT call."""
+    """Parameters of one CP-SAT call.
+
+    One round of presolve and no linear relaxation: on these programs (tables with a literal per row, shares of the
+    objective as one inequality) further rounds and relaxations cost more than they save; see docs/search.md.
+    """
 
     workers: int
     seed: int
@@ -45,6 +49,10 @@ class ProgramResult:
     bound: int
 
 
+class InvalidModelError(RuntimeError):
+    """CP-SAT refuses the model, most likely because a domain overflows 64 bits: our bug, never an answer."""
+
+
 class Program:
     """The model of one problem with the bounds known so far."""
 
@@ -52,7 +60,8 @@ class Program:
         self, leaves: Leaves, domains: Domains, bounds: Bounds, utopia: Utopia | None, upper: int | None
     ) -> None:
         problem = leaves.problem
-        self.problem, self.leaves, self.domains = problem, leaves, domains
+        self.problem, self.leaves, self.domains, self.upper = problem, leaves, domains, upper
+        self._open: list[TiePart] = []
         self.model = cp_model.CpModel()
         model = self.model
         self.degrees = DegreeVars(model, problem, domains, bounds)
@@ -80,9 +89,7 @@ class Program:
         model.add_multiplication_equality(others, [rounds - 1, round_ns])
         self.metrics = MetricVars(model, leaves, step, ttft, round_ns, others)
         self.objective = self._objective(utopia)
-        model.add(self.objective >= self.decode.share + self.prefill.share)
-        if upper is not None:
-            model.add(self.objective <= upper)
+        self._shares()
         for cut in bounds.strategy_cuts:
             differs = d.differs_from(cut.strategy)
             if cut.value is None:
@@ -91,6 +98,30 @@ class Program:
                 reached = model.new_bool_var("cut")
                 model.add(self.objective >= cut.value).only_enforce_if(reached)
                 model.add_bool_or([reached, *differs])
+
+    def _shares(self) -> None:
+        """Redundant bounds of the objective by the tables' shares.
+
+        Where the objective counts GPU time, a pipeline of ``pp`` stages with ``m`` micro-batches wastes the factor
+        ``pp / m``, and the stage with most layers of the main kind sets the pace of all.
+        """
+        model, d, decode, prefill = self.model, self.degrees, self.decode, self.prefill
+        model.add(self.objective >= decode.share + prefill.share)
+        if d.max_pp == 1 or self.tables[0].rates.time or not self.tables[0].rates.gpu_time:
+            return
+        layers = self.problem.llm.layers.count(self.tables[0].main_kind)
+        for pp in d.pp.values:
+            most = -(-layers // pp) * pp
+            for m in d.micro_batches.values:
+                if pp == 1 or m > pp:
+                    continue
+                given = [d.pp.is_(pp), d.micro_batches.is_(m)]
+                if m < pp:
+                    spread = pp * decode.share + m * prefill.share
+                    model.add(m * self.objective >= spread).only_enforce_if(*given)
+                if most > layers:
+                    uneven = most * (decode.main_share + prefill.main_share)
+                    model.add(layers * self.objective >= uneven).only_enforce_if(*given)
 
     def _tables(self, bounds: Bounds, utopia: Utopia | None, upper: int | None) -> list[PhaseTables]:
         """Cost tables of both phases, without the rows that a known plan's objective excludes."""
@@ -108,14 +139,13 @@ class Program:
                 table.build_expert(d.shapes, d.layout_rows, groups)
             tables.append(table)
         self.tables_digest = tables_digest(tables)
-        if upper is not None:
-            prune(tables, upper)
+        prune(tables, upper)
         return tables
 
     def _objective(self, utopia: Utopia | None) -> cp_model.IntVar:
         """The integer that is minimised; the same number as :func:`solver.cost.metrics.objective_value`."""
         model, d, name, metrics = self.model, self.degrees, self.problem.objective.name, self.metrics
-        value = model.new_int_var(0, MAX_OBJECTIVE, "objective")
+        value = model.new_int_var(0, MAX_OBJECTIVE if self.upper is None else self.upper, "objective")
         if name == "latency":
             model.add(value >= metrics.latency)
         elif name == "ttft":
@@ -133,7 +163,8 @@ class Program:
             efficiency = model.new_int_var(0, MAX_OBJECTIVE, "inverse_efficiency")
             self._at_least_ratio(efficiency, self._gpu_time(metrics.cycle), d.active_per_share)
             latency_weight, efficiency_weight = utopia.weights(self.problem.objective.latency_weight)
-            model.add(value >= latency_weight * metrics.latency + efficiency_weight * efficiency)
+            latency = weighed(model, metrics.latency, latency_weight, "weighted_latency")
+            model.add(value >= latency + weighed(model, efficiency, efficiency_weight, "weighted_efficiency"))
         return value
 
     def _gpu_time(self, cycle: Expr) -> cp_model.IntVar:
@@ -147,7 +178,10 @@ class Program:
     def _at_least_ratio(self, value: cp_model.IntVar, numerator: Expr, denominator: Expr | int) -> None:
         """``value * denominator >= numerator``."""
         if isinstance(denominator, int):
-            self.model.add(value * denominator >= numerator)
+            # No numerator exceeds 2^61; a wider ratio would overflow 64 bits and make the whole model invalid.
+            ratio = self.model.new_int_var(0, min(MAX_OBJECTIVE, 2**61 // denominator), "ratio")
+            self.model.add(ratio * denominator >= numerator)
+            self.model.add(value >= ratio)
             return
         product = self.model.new_int_var(0, 2**61, "ratio")
         self.model.add_multiplication_equality(product, [value, denominator])
@@ -170,43 +204,66 @@ class Program:
         return hashlib.sha256(str(self.model.proto).encode()).hexdigest()
 
     def solve(self, limits: SearchLimits, progress: Callable[[int | None, int], None]) -> ProgramResult:
-        """Minimise the objective."""
-        self.model.minimize(self.objective)
-        return self._run(limits, progress, self.objective)
+        """Minimise the objective and, in the same number, as much of the tie-break as stays below 2^53."""
+        parts = self.degrees.tie_parts()
+        room = MAX_OBJECTIVE // (self.upper + 1) if self.upper is not None else 1
+        folded: list[TiePart] = []
+        for part in parts:
+            if mixed_radix([*folded, part])[1] > room:
+                break
+            folded.append(part)
+        self._open = parts[len(folded) :]
+        tie, scale = mixed_radix(folded)
+        self._minimise(scale * self.objective + tie)
+        result = self._run(limits, lambda value, bound: progress(value and value // scale, bound // scale))
+        found = None if result.strategy is None else result.value // scale
+        if result.status == "OPTIMAL" and folded:
+            self.model.add(tie == result.value % scale)
+        return replace(result, value=found or 0, bound=-(-(result.bound - scale + 1) // scale))
 
     def solve_ties(self, limits: SearchLimits) -> ProgramResult:
-        """Minimise the tie-break among the solutions that satisfy the bound on the objective, group by group."""
+        """After :meth:`solve` proved its optimum: minimise the rest of the tie-break with the objective held there."""
         result = ProgramResult("UNKNOWN", None, 0, 0)
-        for group in self.degrees.tie_groups():
-            expression = group.expression()
-            self.model.minimize(expression)
-            target = self.model.new_int_var(0, 2**53, "tie")
-            self.model.add(target == expression)
-            result = self._run(limits, lambda _value, _bound: None, target)
-            if result.status != "OPTIMAL":
+        while self._open:
+            group = [self._open.pop(0)]
+            while self._open and mixed_radix([*group, self._open[0]])[1] < MAX_OBJECTIVE:
+                group.append(self._open.pop(0))
+            expression, _ = mixed_radix(group)
+            self._minimise(expression)
+            result = self._run(limits, lambda _value, _bound: None)
+            if result.status != "OPTIMAL" or result.strategy is None:
                 return result
-            assert result.strategy is not None
             self.model.add(expression == result.value)
             self.hint(result.strategy)
         return result
 
-    def _run(
-        self, limits: SearchLimits, progress: Callable[[int | None, int], None], target: cp_model.IntVar
-    ) -> ProgramResult:
+    def _minimise(self, expression: Expr) -> None:
+        self._target = expression
+        self.model.minimize(expression)
+
+    def hold(self, value: int) -> None:
+        """Keep the objective at its proved optimum."""
+        self.model.add(self.objective <= value)
+
+    def _run(self, limits: SearchLimits, progress: Callable[[int | None, int], None]) -> ProgramResult:
         solver = cp_model.CpSolver()
         parameters = solver.parameters
         parameters.num_workers = limits.workers
         parameters.random_seed = limits.seed
         parameters.relative_gap_limit = 0.0
         parameters.absolute_gap_limit = 0.0
+        parameters.max_presolve_iterations = 1
+        parameters.linearization_level = 0
         if limits.time_s is not None:
             parameters.max_time_in_seconds = max(0.01, limits.time_s)
         status = solver.solve(self.model, _Watch(progress))
         name = solver.status_name(status)
+        if name == "MODEL_INVALID":
+            raise RuntimeError(f"the program is invalid: {self.model.validate()[:500]}")
         bound = int(solver.response_proto.inner_objective_lower_bound)
         if name not in ("OPTIMAL", "FEASIBLE"):
             return ProgramResult(name, None, 0, bound)
-        value = solver.value(target)
+        value = solver.value(self._target)
         return ProgramResult(name, self.degrees.strategy(solver), value, value if name == "OPTIMAL" else bound)
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from solver.cost.machine import Phase
 from solver.degrees import Domains
+from solver.search.tables import phase_modes
 from solver.specs.problem import Problem
+from solver.strategy import chunk_tokens
 
 
 def stage_shapes(problem: Problem, domains: Domains) -> list[tuple[int, int, int, int]]:
-    """Legal (attn_tp, moe_tp, moe_ep, attn_dp) of one stage: the identity, the GPU budget and the engine's own rules."""
+    """Legal (attn_tp, moe_tp, moe_ep, attn_dp) of one stage: the identity, the GPU budget, the engine's own rules, and
+    in both phases a way to run the layers."""
+    if not _can_run(problem, domains, sends=problem.llm.is_moe):
+        return []
     if not problem.llm.is_moe:
         return [(tp, 1, 1, 1) for tp in domains.attn_tp if tp <= problem.gpu_budget and domains.attn_dp in (None, 1)]
+    gathers = _can_run(problem, domains, sends=False)
     shapes = []
     for tp in domains.attn_tp:
         for moe_tp in domains.moe_tp:
@@ -21,8 +28,27 @@ def stage_shapes(problem: Problem, domains: Domains) -> list[tuple[int, int, int
                     continue
                 if problem.engine == "trtllm" and tp > 1 and dp > 1:
                     continue
+                if not gathers and (moe_ep == 1 or (problem.engine == "sglang" and moe_tp > 1)):
+                    continue
                 shapes.append((tp, moe_tp, moe_ep, dp))
     return shapes
+
+
+def _can_run(problem: Problem, domains: Domains, *, sends: bool) -> bool:
+    """Whether both phases have a mode that the pins leave, with or without all-to-all."""
+    phases: tuple[tuple[Phase, int], ...] = (
+        ("decode", max(domains.batch) * problem.workload.tokens_per_step),
+        ("prefill", max(domains.prefill_batch) * chunk_tokens(problem)),
+    )
+    for phase, most_tokens in phases:
+        modes = set(phase_modes(problem, domains, phase))
+        if not sends:
+            modes -= {"send", "overlap"}
+        if most_tokens < 2:
+            modes -= {"overlap"}
+        if not modes:
+            return False
+    return True
 
 
 def space_size(problem: Problem, domains: Domains) -> int:

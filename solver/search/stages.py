@@ -17,7 +17,7 @@ from solver.cost.ledger import layer_kib, stage_constant_kib
 from solver.cost.leaves import Leaves
 from solver.cost.metrics import Utopia
 from solver.search.choice import Expr
-from solver.search.metric_vars import MAX_OBJECTIVE, MAX_STEP_NS, MAX_TOTAL_NS, MetricVars
+from solver.search.metric_vars import MAX_OBJECTIVE, MAX_STEP_NS, MAX_TOTAL_NS, MetricVars, weighed
 from solver.strategy import Packing, Strategy
 
 
@@ -118,11 +118,13 @@ def _objective(
         model.add(value >= metrics.cycle)
     elif name == "weighted" and utopia is not None:
         active = leaves.problem.workload.concurrency or strategy.slots
-        efficiency = model.new_int_var(0, MAX_OBJECTIVE, "inverse_efficiency")
+        # No GPU time exceeds 2^61; a wider ratio would overflow 64 bits and make the whole model invalid.
+        efficiency = model.new_int_var(0, min(MAX_OBJECTIVE, 2**61 // active), "inverse_efficiency")
         model.add(active * efficiency >= strategy.gpus * metrics.cycle)
         weights = utopia.weights(leaves.problem.objective.latency_weight)
         value = model.new_int_var(0, MAX_OBJECTIVE, "weighted")
-        model.add(value >= weights[0] * metrics.latency + weights[1] * efficiency)
+        latency = weighed(model, metrics.latency, weights[0], "weighted_latency")
+        model.add(value >= latency + weighed(model, efficiency, weights[1], "weighted_efficiency"))
     else:
         model.add(value >= metrics.latency)
     return value
@@ -133,4 +135,7 @@ def _minimise(model: cp_model.CpModel, objective: Expr) -> cp_model.CpSolver | N
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = 0
-    return solver if solver.solve(model) == cp_model.OPTIMAL else None
+    status = solver.solve(model)
+    if status not in (cp_model.OPTIMAL, cp_model.INFEASIBLE):
+        raise RuntimeError(f"the stages block ended with {solver.status_name(status)}: {model.validate()[:300]}")
+    return solver if status == cp_model.OPTIMAL else None

@@ -34,6 +34,8 @@ from solver.specs.problem import ALL_REDUCES, AllReduce, ObjectiveName, Problem
 Mode = Literal["reduce", "gather", "send", "overlap"]
 MODES: tuple[Mode, ...] = ("reduce", "gather", "send", "overlap")
 Column = dict[str, Ints]
+UNREACHABLE = 2**61
+"""Stands for "no compatible row" in sums of shares."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,12 @@ class PhaseTables:
         self.group: Column = {}
         self.expert: Column = {}
 
+    @property
+    def main_kind(self) -> LayerKind:
+        """The kind with most layers: stages cannot split its layers evenly when `pp` does not divide them."""
+        llm = self.leaves.problem.llm
+        return max(llm.kinds, key=llm.layers.count)
+
     # --- group table --------------------------------------------------------------------------------------------------
 
     def build_group(self, attn_tp: tuple[int, ...], groups: tuple[int, ...], algorithms: tuple[AllReduce, ...]) -> None:
@@ -126,9 +134,12 @@ class PhaseTables:
         whole, half = self._allreduce(algorithm, tp, tokens), 2 * self._allreduce(algorithm, tp, -(-tokens // 2))
         total = table["embedding"] + table["head"] + leaves.host_ns
         for kind in leaves.problem.llm.kinds:
-            least = self._kind_columns(table, kind, whole, half)
-            total = total + leaves.problem.llm.layers.count(kind) * least
+            least = leaves.problem.llm.layers.count(kind) * self._kind_columns(table, kind, whole, half)
+            total = total + least
+            if kind == self.main_kind:
+                table["main_share"] = self._share(least, tp / group)
         table["share"] = self._share(total, tp / group)
+        table["least_ns"] = np.floor(total).astype(np.int64)
         self.group = table
 
     def _useful(self, tp: int, algorithms: tuple[AllReduce, ...]) -> tuple[AllReduce, ...]:
@@ -224,8 +235,11 @@ class PhaseTables:
         table["busy"] = np.where(overlap, busy, 0)
         table["sent"] = np.where(overlap, 2 * leaves.all_to_all_ns(moe_tp, moe_ep, members, half, factor), 0)
         least = np.where(overlap, busy * (PPM / leaves.busy_ppm), table["plain"])
-        total = leaves.problem.llm.num_moe_layers * least
-        table["share"] = self._share(total, moe_tp * moe_ep / (tokens / self.unit))
+        gpus_per_sequence = moe_tp * moe_ep / (tokens / self.unit)
+        table["least_ns"] = np.floor(leaves.problem.llm.num_moe_layers * least).astype(np.int64)
+        table["share"] = self._share(leaves.problem.llm.num_moe_layers * least, gpus_per_sequence)
+        main = leaves.problem.llm.layers.count(self.main_kind) if self.main_kind.ffn == "moe" else 0
+        table["main_share"] = self._share(main * least, gpus_per_sequence)
         self.expert = table
 
     def _share(self, total_ns: Ints | Floats, gpus_per_sequence: Floats) -> Ints:
@@ -234,15 +248,69 @@ class PhaseTables:
         return np.floor(share * (1 - 1e-9)).astype(np.int64)
 
 
-def prune(tables: list[PhaseTables], upper: int) -> None:
-    """Drop the rows that cannot be part of an objective of at most `upper`."""
-    filled = [(phase, name) for phase in tables for name in ("group", "expert") if getattr(phase, name)]
-    total = sum(int(getattr(phase, name)["share"].min()) for phase, name in filled)
-    for phase, name in filled:
-        table: Column = getattr(phase, name)
-        keep = table["share"] <= upper - (total - int(table["share"].min()))
-        if keep.any():
-            setattr(phase, name, {key: column[keep] for key, column in table.items()})
+def prune(tables: list[PhaseTables], upper: int | None) -> None:
+    """Drop the rows that cannot be part of an objective of at most `upper`, or of one that meets the SLOs.
+
+    A row of one table meets only rows of the other with its mode and its sequences per GPU, so it costs at least the
+    cheapest of those on top.
+    """
+    problem = tables[0].leaves.problem
+    limits = {"decode": problem.workload.slo.tpot, "prefill": problem.workload.slo.ttft}
+    for phase in tables:
+        limit = limits[phase.phase]
+        if limit is not None:
+            _keep(phase, "least_ns", limit * tables[0].leaves.kept_ppm // PPM if phase.phase == "decode" else limit)
+    if upper is None:
+        return
+    least = [int(_joined(phase, "share").min()) for phase in tables]
+    for phase, other in zip(tables, reversed(least), strict=True):
+        _keep(phase, "share", upper - other)
+
+
+def _keep(phase: PhaseTables, name: str, limit: int) -> None:
+    """Keep the rows whose entry, with the least of a compatible row of the other table, is at most `limit`."""
+    group = _joined(phase, name) <= limit
+    if phase.expert:
+        ours, theirs = _keys(phase)
+        best = _least_by_key(ours, phase.group[name])
+        expert = phase.expert[name] + np.array([best.get(key, UNREACHABLE) for key in theirs], dtype=np.int64) <= limit
+        if expert.any():
+            phase.expert = {column: values[expert] for column, values in phase.expert.items()}
+    if group.any():
+        phase.group = {column: values[group] for column, values in phase.group.items()}
+
+
+def _joined(phase: PhaseTables, name: str) -> Ints:
+    """Per row of the group table: its entry plus the least entry of a compatible expert row."""
+    if not phase.expert:
+        return phase.group[name]
+    ours, theirs = _keys(phase)
+    best = _least_by_key(theirs, phase.expert[name])
+    return phase.group[name] + np.array([best.get(key, UNREACHABLE) for key in ours], dtype=np.int64)
+
+
+def _keys(phase: PhaseTables) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
+    """(sequences per GPU as a reduced fraction, mode) of every row of both tables."""
+    group, expert = phase.group, phase.expert
+    ours = ratios(group["group"], group["attn_tp"])
+    theirs = ratios(expert["tokens"] // phase.unit, expert["moe_tp"] * expert["moe_ep"])
+    return (
+        [(*ratio, mode) for ratio, mode in zip(ours, group["mode"].tolist(), strict=True)],
+        [(*ratio, mode) for ratio, mode in zip(theirs, expert["mode"].tolist(), strict=True)],
+    )
+
+
+def _least_by_key(keys: list[tuple[int, int, int]], values: Ints) -> dict[tuple[int, int, int], int]:
+    least: dict[tuple[int, int, int], int] = {}
+    for key, value in zip(keys, values.tolist(), strict=True):
+        least[key] = min(value, least.get(key, UNREACHABLE))
+    return least
+
+
+def ratios(numerator: Ints, denominator: Ints) -> list[tuple[int, int]]:
+    """Reduced fractions."""
+    common = np.gcd(numerator, denominator)
+    return list(zip((numerator // common).tolist(), (denominator // common).tolist(), strict=True))
 
 
 def tables_digest(tables: list[PhaseTables]) -> str:

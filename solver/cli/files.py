@@ -1,0 +1,88 @@
+"""Files of the command line: reading (``-`` is stdin) and writing whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from solver.errors import OutputError, SpecError
+
+STANDARD = "-"
+"""Name of stdin and stdout."""
+
+
+def read_text(path: str, limit: int) -> str:
+    """UTF-8 text of a file or of stdin, at most `limit` bytes.
+
+    Raises
+    ------
+    SpecError
+        Missing, a folder, too large, or no UTF-8.
+    """
+    from solver.specs.files import decode, read_bytes
+
+    if path != STANDARD:
+        return decode(read_bytes(path, limit), path)
+    content = sys.stdin.buffer.read(limit + 1)
+    if len(content) > limit:
+        raise SpecError(f"stdin has more than {limit / 2**20:g} MiB, the most this package reads of such a file")
+    return decode(content, "stdin")
+
+
+def check_out(path: str | None, *, force: bool) -> None:
+    """Refuse a file that could not be written, before any work is done for it.
+
+    Raises
+    ------
+    OutputError
+        It exists (and `force` is not given), is no regular file, or its folder is missing or not writable.
+    """
+    if path is None or path == STANDARD:
+        return
+    target = Path(path)
+    folder = target.resolve().parent if path else target
+    try:
+        if not path or target.is_dir():
+            raise OutputError(f"--out {path!r} is a folder, but a file is needed")
+        if target.exists() and not target.is_file():
+            raise OutputError(f"--out {path!r} is not a regular file")
+        if target.exists() and not force:
+            raise OutputError(f"--out {path!r} exists already; give --force to replace it")
+        if not folder.is_dir():
+            raise OutputError(f"--out {path!r}: there is no folder {str(folder)!r}")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(f"--out {path!r}: the folder {str(folder)!r} is not writable")
+    except (OSError, ValueError, RuntimeError) as fault:
+        raise OutputError(f"--out {path[:200]!r} cannot be used: {getattr(fault, 'strerror', None) or fault}") from fault
+
+
+def write_out(path: str, pieces: Iterable[str], *, force: bool) -> None:
+    """Write text to a file, whole or not at all: a temporary file in the same folder takes its place at the end.
+
+    Raises
+    ------
+    OutputError
+        As :func:`check_out`, or the disk refuses.
+    """
+    if path == STANDARD:
+        for piece in pieces:
+            sys.stdout.write(piece)
+        return
+    check_out(path, force=force)
+    target = Path(path).resolve()
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
+    try:
+        try:
+            with open(temporary, "x", encoding="utf-8", newline="\n") as file:
+                file.writelines(pieces)
+                file.flush()
+                os.fsync(file.fileno())
+            check_out(path, force=force)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as fault:
+        raise OutputError(f"--out {path!r} cannot be written: {fault.strerror or fault}") from fault

@@ -1,0 +1,216 @@
+"""Commands that make plans or read them: solve, evaluate, placement, schema."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from solver.cli.files import STANDARD, check_out, read_text, write_out
+from solver.cli.options import HOW, asks
+from solver.errors import PlanError, SpecError, StrategyError
+
+if TYPE_CHECKING:
+    from solver.api import SolveOptions
+    from solver.ask import Ask
+    from solver.plan import Plan
+
+EXIT_OF_STATUS = {"OPTIMAL": 0, "INFEASIBLE": 3, "FEASIBLE": 4, "UNKNOWN": 4}
+OUTPUT = "Output"
+
+Json = Annotated[bool, typer.Option("--json", help="Print the JSON document instead.", rich_help_panel=OUTPUT)]
+Out = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Write the JSON document to this file.", rich_help_panel=OUTPUT)
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.", rich_help_panel=OUTPUT)]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", help="Stop then, with the best plan and its true gap.", rich_help_panel=HOW),
+]
+Workers = Annotated[
+    int | None, typer.Option(metavar="N", help="Threads; default: the cores, at most 8.", rich_help_panel=HOW)
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the search.", rich_help_panel=HOW, show_default=False)]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="Be silent on stderr.", rich_help_panel=OUTPUT)]
+
+
+@asks
+def solve(
+    ask: Ask,
+    time_limit: TimeLimit = None,
+    workers: Workers = None,
+    seed: Seed = 0,
+    out: Out = None,
+    force: Force = False,
+    as_json: Json = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Find the provably best plan (default: of the reference deployment).
+
+    Exit codes: 0 proved optimal, 2 bad input, 3 infeasible (proved), 4 not proved: the best plan when the time limit or
+    Ctrl-C ended the search, with its true gap.
+    """
+    check_out(out, force=force)
+    options = _options(time_limit, workers, seed)
+    problem = ask.problem()
+    from dataclasses import replace
+
+    from solver import api
+    from solver.plan import Plan
+    from solver.report.progress import watch
+
+    with watch(problem.objective.name, silent=no_progress) as on_progress:
+        answer = api.solve(problem, replace(options, on_progress=on_progress))
+    if isinstance(answer, Plan):
+        _save(answer, out, force=force, silent=no_progress)
+    elif out not in (None, STANDARD) and not no_progress:
+        typer.echo(f"no plan, so {out} is not written", err=True)
+    if as_json and out != STANDARD:
+        typer.echo(answer.model_dump_json(indent=2))
+    elif out != STANDARD or not isinstance(answer, Plan):
+        _show_answer(answer, out)
+    raise typer.Exit(EXIT_OF_STATUS[answer.status])
+
+
+def _options(time_limit: float | None, workers: int | None, seed: int) -> SolveOptions:
+    """How hard to look, checked."""
+    from solver.api import SolveOptions
+
+    if time_limit is not None and not (math.isfinite(time_limit) and 0 < time_limit <= 10**7):
+        raise SpecError(f"--time-limit {time_limit:g}: give seconds, more than 0 and at most 10,000,000")
+    if workers is not None and not 1 <= workers <= 1024:
+        raise SpecError(f"--workers {workers}: give a number of threads from 1 to 1024")
+    if not 0 <= seed < 2**31:
+        raise SpecError(f"--seed {seed}: give a whole number from 0 to 2147483647")
+    return SolveOptions(workers=workers, seed=seed, time_limit_s=time_limit)
+
+
+def _save(plan: Plan, out: str | None, *, force: bool, silent: bool) -> None:
+    if out is not None:
+        write_out(out, [plan.model_dump_json(indent=2), "\n"], force=force)
+        if out != STANDARD and not silent:
+            typer.echo(f"plan written to {out}", err=True)
+
+
+def _show_answer(answer: object, out: str | None) -> None:
+    """The answer for people on stdout."""
+    from solver.cli import program
+    from solver.plan import NoPlan, Plan
+    from solver.report.answer import show_no_plan, show_plan
+    from solver.report.terminal import terminal
+
+    console = terminal()
+    if isinstance(answer, Plan):
+        show_plan(console, answer, program(), out if out != STANDARD else None)
+    elif isinstance(answer, NoPlan):
+        show_no_plan(console, answer)
+
+
+@asks
+def evaluate(
+    ask: Ask,
+    label: Annotated[
+        str | None, typer.Argument(metavar="[LABEL]", help="EP64-TP8-PP2-DP2 or A8x64-E8x64-PP2-R2.", show_default=False)
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=VALUE,...",
+            help="Degrees instead of a label, as in attn_tp=8,attn_dp=64,moe_tp=8,moe_ep=64,pp=2,replicas=2. Degrees "
+            "alone leave batch and the other knobs open; with any of those the strategy is taken exactly as given.",
+            rich_help_panel="Strategy",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Metrics and memory ledger of a strategy that you name.
+
+    Nothing is claimed about other strategies. Broken memory and SLO rules are reported, and the exit code is 0; a
+    strategy that breaks a rule of legality is bad input (2).
+    """
+    named = ask.strategy(one_strategy(label, strategy))
+    from solver import api
+    from solver.report.answer import show_evaluation
+    from solver.report.terminal import terminal
+
+    evaluation = api.evaluate(ask.problem(), named)
+    if as_json:
+        typer.echo(evaluation.model_dump_json(indent=2))
+    else:
+        show_evaluation(terminal(), evaluation)
+
+
+def one_strategy(label: str | None, strategy: str | None) -> str:
+    """The text that names the strategy: exactly one of the two ways.
+
+    Raises
+    ------
+    StrategyError
+        Both or neither are given.
+    """
+    if label is not None and strategy is not None:
+        raise StrategyError(f"give the label {label[:60]!r} or --strategy {strategy[:60]!r}, not both")
+    text = label if label is not None else strategy
+    if text is None:
+        raise StrategyError("name a strategy: a label such as EP64-TP8-PP2-DP2, or --strategy attn_tp=8,attn_dp=64,...")
+    return text
+
+
+def read_plan(path: str) -> Plan:
+    """The plan of a file or of stdin.
+
+    Raises
+    ------
+    SpecError, PlanError
+        It cannot be read, or is no plan document.
+    """
+    from solver.plan import MAX_PLAN_BYTES, Plan
+
+    return Plan.parse(read_text(path, MAX_PLAN_BYTES), "stdin" if path == STANDARD else path)
+
+
+def placement(
+    plan: Annotated[str, typer.Argument(metavar="PLAN.json", help="Plan document; - is stdin.", show_default=False)],
+    form: Annotated[
+        str, typer.Option("--format", metavar="table|jsonl|csv", help="One record per GPU (default table).", show_default=False)
+    ] = "table",
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Write to this file instead of stdout.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """The GPU-to-shard map of a plan: one record per used GPU, streamed.
+
+    Lists are compact in csv and table: "0-3 7" is 0, 1, 2, 3, 7. Experts read "layers:experts;layers:experts",
+    sequences "of micro-batch 0|of micro-batch 1".
+    """
+    check_out(out, force=force)
+    from solver import api
+    from solver.report.placement import FORMATS
+
+    if form not in FORMATS:
+        raise SpecError(f"--format {form[:60]!r}: give one of {', '.join(FORMATS)}")
+    document = read_plan(plan)
+    verdict = api.verify(document)
+    if not verdict.ok:
+        more = f" (and {len(verdict.findings) - 1} more findings)" if len(verdict.findings) > 1 else ""
+        raise PlanError(f"the map is not expanded, because verify convicts the plan: {verdict.findings[0]}{more}")
+    lines = FORMATS[form](api.placement(document))
+    write_out(out or STANDARD, lines, force=force)
+
+
+def schema(
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Write to this file instead of stdout.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """JSON Schema of the plan document."""
+    check_out(out, force=force)
+    import json
+
+    from solver.plan import Plan
+
+    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Plan.model_json_schema(mode="serialization")}
+    write_out(out or STANDARD, [json.dumps(document, indent=2), "\n"], force=force)
+    if out is not None and out != STANDARD:
+        print(f"schema written to {Path(out)}", file=sys.stderr)

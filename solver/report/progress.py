@@ -1,0 +1,80 @@
+"""What a person sees while the search runs: one live line on a terminal, an occasional line otherwise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
+
+from solver.report.terminal import terminal
+
+if TYPE_CHECKING:
+    from solver.search.loop import Progress
+
+PIPED_SECONDS = 5.0
+"""Least time between two lines when stderr is no terminal."""
+REFRESH_PER_SECOND = 5.0
+
+
+def progress_text(objective: str, progress: Progress | None, elapsed_s: float) -> str:
+    """Objective integers, bound, gap and elapsed time in one line."""
+    clock = f"{elapsed_s:.1f} s"
+    if progress is None:
+        return f"{objective}: building tables, {clock}"
+    if progress.value is None or progress.gap is None:
+        return f"{objective}: no plan yet, {clock}"
+    return f"{objective}: best {progress.value:,}  bound {progress.bound:,}  gap {progress.gap:.2%}  {clock}"
+
+
+class _Line:
+    """A live line whose clock runs between two reports."""
+
+    def __init__(self, objective: str) -> None:
+        self.objective = objective
+        self.progress: Progress | None = None
+        self.begun = time.monotonic()
+        self.spinner = Spinner("line")
+
+    def __rich__(self) -> Spinner:
+        elapsed = time.monotonic() - self.begun
+        self.spinner.update(text=Text(progress_text(self.objective, self.progress, elapsed), overflow="ellipsis", no_wrap=True))
+        return self.spinner
+
+
+@contextmanager
+def watch(objective: str, *, silent: bool) -> Iterator[Callable[[Progress], None]]:
+    """A function to report progress to; what it shows disappears when the search ends."""
+    if silent:
+        yield lambda _progress: None
+        return
+    console = terminal(err=True)
+    line = _Line(objective)
+    if not console.is_terminal:
+        yield _occasional(console, objective)
+        return
+
+    def report(progress: Progress) -> None:
+        line.progress = progress
+
+    with Live(line, console=console, refresh_per_second=REFRESH_PER_SECOND, transient=True, redirect_stdout=False):
+        yield report
+
+
+def _occasional(console: Console, objective: str) -> Callable[[Progress], None]:
+    """Plain lines, the first after a while and then never too often."""
+    last = time.monotonic()
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= PIPED_SECONDS:
+            last = now
+            print(progress_text(objective, progress, progress.elapsed_s), file=console.file, flush=True)
+
+    return report
