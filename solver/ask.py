@@ -108,7 +108,7 @@ class Ask(Spec):
 
     @staticmethod
     def strategy(text: str) -> Strategy | str:
-        """The strategy of a label or of degrees (``attn_tp=8,attn_dp=64,pp=2``), as :func:`solver.api.evaluate` takes it.
+        """The strategy of a label or of degrees (``attn_tp=8,pp=2``), as :func:`solver.api.evaluate` takes it.
 
         Degrees alone come back as a label, so that batch and the other knobs stay open; with any knob among them the
         strategy is taken exactly as given, absent knobs at their defaults.

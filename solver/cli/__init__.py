@@ -92,11 +92,17 @@ def _run(arguments: Sequence[str]) -> int:
         # The reader (head, a pager) went away. Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except SystemExit as leave:  # the parser's own answer to a broken pipe, which it has quietened already
+        if isinstance(leave.__context__, BrokenPipeError):
+            return BROKEN_PIPE
+        raise
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted", err=True)
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 (the last resort: our bug must end with 70 and one line)
-        typer.echo(f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:300]}; please report", err=True)
+        typer.echo(
+            f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:300]}; please report", err=True
+        )
         if os.environ.get(DEBUG) == "1":
             traceback.print_exc()
         return OUR_BUG

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-catalog_app = typer.Typer(help="LLMs, GPUs, clusters, workloads and calibrations that are known by name.", no_args_is_help=True)
+catalog_app = typer.Typer(
+    help="LLMs, GPUs, clusters, workloads and calibrations that are known by name.", no_args_is_help=True
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 KINDS = "llm|gpu|cluster|workload|calibration"
@@ -15,7 +17,9 @@ KINDS = "llm|gpu|cluster|workload|calibration"
 
 @catalog_app.command("list")
 def list_entries(
-    kind: Annotated[str | None, typer.Argument(metavar=f"[{KINDS}]", help="Only this kind.", show_default=False)] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar=f"[{KINDS}]", help="Only this kind.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the entries, one line each."""
@@ -35,7 +39,9 @@ def list_entries(
 @catalog_app.command("show")
 def show_entry(
     kind: Annotated[str, typer.Argument(metavar=KINDS, help="Kind of the entry.", show_default=False)],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name as listed; clusters also NAMExN.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name as listed; clusters also NAMExN.", show_default=False)
+    ],
     as_json: Json = False,
 ) -> None:
     """Show one entry: its numbers, their sources, and what it assumes."""

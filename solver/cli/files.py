@@ -56,7 +56,9 @@ def check_out(path: str | None, *, force: bool) -> None:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(f"--out {path!r}: the folder {str(folder)!r} is not writable")
     except (OSError, ValueError, RuntimeError) as fault:
-        raise OutputError(f"--out {path[:200]!r} cannot be used: {getattr(fault, 'strerror', None) or fault}") from fault
+        raise OutputError(
+            f"--out {path[:200]!r} cannot be used: {getattr(fault, 'strerror', None) or fault}"
+        ) from fault
 
 
 def write_out(path: str, pieces: Iterable[str], *, force: bool) -> None:

@@ -23,7 +23,9 @@ def check(
     ask: Ask,
     label: Annotated[
         str | None,
-        typer.Argument(metavar="[LABEL]", help="Strategy; default: the reference document's claims.", show_default=False),
+        typer.Argument(
+            metavar="[LABEL]", help="Strategy; default: the reference document's claims.", show_default=False
+        ),
     ] = None,
     strategy: Annotated[
         str | None,

@@ -28,7 +28,8 @@ def _option(panel: str, text: str, *names: str, metavar: str | None = None) -> o
 
 def _signature(
     llm: Annotated[
-        str, _option(ASKED, "Catalog name, TOML file or Hugging Face config.json.", "--llm", "--model", metavar="NAME|FILE")
+        str,
+        _option(ASKED, "Catalog name, TOML file or Hugging Face config.json.", "--llm", "--model", metavar="NAME|FILE"),
     ] = "reference",
     cluster: Annotated[
         str, _option(ASKED, "Catalog name, name and size (h200x64), or TOML file.", metavar="NAME[xN]|FILE")
@@ -67,7 +68,9 @@ def _signature(
     latency_weight: Annotated[
         float | None, _option(LIMITS, "Weight of the latency in the objective weighted.", metavar="0..1")
     ] = None,
-    slo_ttft: Annotated[str | None, _option(LIMITS, 'Time to first token at most, as in "2 s".', metavar="TIME")] = None,
+    slo_ttft: Annotated[
+        str | None, _option(LIMITS, 'Time to first token at most, as in "2 s".', metavar="TIME")
+    ] = None,
     slo_tpot: Annotated[
         str | None, _option(LIMITS, 'Time per output token at most, as in "50 ms".', metavar="TIME")
     ] = None,
@@ -76,9 +79,7 @@ def _signature(
     gpus_exact: Annotated[int | None, _option(LIMITS, "Use exactly N GPUs of the cluster.", metavar="N")] = None,
     engine: Annotated[
         str,
-        _option(
-            LIMITS, "Only what it can launch: vllm, sglang, trtllm, megatron; default any.", metavar="NAME"
-        ),
+        _option(LIMITS, "Only what it can launch: vllm, sglang, trtllm, megatron; default any.", metavar="NAME"),
     ] = "any",
     fix: Annotated[
         list[str] | None,
@@ -87,7 +88,9 @@ def _signature(
     redundant_experts: Annotated[
         int, _option(LIMITS, "Expert replicas per MoE layer beyond one of each.", metavar="R")
     ] = 0,
-    space: Annotated[str, _option(LIMITS, "Degrees that are searched: standard (default) or all (small problems).", metavar="NAME")] = "standard",
+    space: Annotated[
+        str, _option(LIMITS, "Degrees that are searched: standard (default) or all (small problems).", metavar="NAME")
+    ] = "standard",
     max_pp: Annotated[int | None, _option(LIMITS, "Most pipeline stages that are searched.", metavar="N")] = None,
 ) -> None:
     """The shared options: their names are the fields of Ask. Only its signature is used."""
@@ -106,7 +109,7 @@ def asks(command: Callable[Concatenate[Ask, P], None]) -> Callable[..., None]:
         from solver.ask import Ask
 
         words = {name: options.pop(name) for name in list(options) if name in shared}
-        words["fix"] = tuple(words["fix"] or ())  # type: ignore[arg-type]
+        words["fix"] = tuple(words["fix"] or ())
         command(Ask.read(words, "options"), *args, **options)
 
     parameters = [*shared.values(), *own]

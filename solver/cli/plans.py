@@ -113,7 +113,8 @@ def _show_answer(answer: object, out: str | None) -> None:
 def evaluate(
     ask: Ask,
     label: Annotated[
-        str | None, typer.Argument(metavar="[LABEL]", help="EP64-TP8-PP2-DP2 or A8x64-E8x64-PP2-R2.", show_default=False)
+        str | None,
+        typer.Argument(metavar="[LABEL]", help="EP64-TP8-PP2-DP2 or A8x64-E8x64-PP2-R2.", show_default=False),
     ] = None,
     strategy: Annotated[
         str | None,
@@ -175,7 +176,10 @@ def read_plan(path: str) -> Plan:
 def placement(
     plan: Annotated[str, typer.Argument(metavar="PLAN.json", help="Plan document; - is stdin.", show_default=False)],
     form: Annotated[
-        str, typer.Option("--format", metavar="table|jsonl|csv", help="One record per GPU (default table).", show_default=False)
+        str,
+        typer.Option(
+            "--format", metavar="table|jsonl|csv", help="One record per GPU (default table).", show_default=False
+        ),
     ] = "table",
     out: Annotated[str | None, typer.Option(metavar="FILE", help="Write to this file instead of stdout.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
@@ -210,7 +214,10 @@ def schema(
 
     from solver.plan import Plan
 
-    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Plan.model_json_schema(mode="serialization")}
+    document = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Plan.model_json_schema(mode="serialization"),
+    }
     write_out(out or STANDARD, [json.dumps(document, indent=2), "\n"], force=force)
     if out is not None and out != STANDARD:
         print(f"schema written to {Path(out)}", file=sys.stderr)

@@ -24,9 +24,11 @@ def show_plan(console: Console, plan: Plan, program: str, out: str | None) -> No
     proof = "proved optimal" if plan.status == "OPTIMAL" else f"not proved, gap {_gap(plan.objective.gap)}"
     console.print(
         Text.assemble(
-            (plan.status, STYLE_OF_STATUS[plan.status]), "  ", (plan.strategy.label, "bold"),
+            (plan.status, STYLE_OF_STATUS[plan.status]),
+            "  ",
+            (plan.strategy.label, "bold"),
             f"  on {plural(plan.metrics.gpus_used, 'GPU')}: {_objective_words(plan)}, {proof}",
-        )  # fmt: skip
+        )
     )
     _question(console, plan.problem)
     _strategy(console, plan.strategy, plan.problem, plan.placement.stage_layers)
@@ -48,9 +50,12 @@ def show_evaluation(console: Console, evaluation: Evaluation) -> None:
     verdict = (f"breaks {plural(len(broken), 'rule')}", "bold red") if broken else ("meets every rule", "bold green")
     console.print(
         Text.assemble(
-            ("EVALUATED", "bold"), "  ", (evaluation.strategy.label, "bold"),
-            f"  on {plural(evaluation.metrics.gpus_used, 'GPU')}: ", verdict,
-        )  # fmt: skip
+            ("EVALUATED", "bold"),
+            "  ",
+            (evaluation.strategy.label, "bold"),
+            f"  on {plural(evaluation.metrics.gpus_used, 'GPU')}: ",
+            verdict,
+        )
     )
     _question(console, evaluation.problem)
     _remarks(console, "Broken rules", broken, "red")
@@ -65,7 +70,9 @@ def show_evaluation(console: Console, evaluation: Evaluation) -> None:
 def show_no_plan(console: Console, answer: NoPlan) -> None:
     """Why there is no plan."""
     meaning = "proved: no strategy satisfies every constraint" if answer.status == "INFEASIBLE" else "nothing is proved"
-    console.print(Text.assemble((answer.status, STYLE_OF_STATUS[answer.status]), f"  {meaning} ({answer.wall_s:.1f} s)"))
+    console.print(
+        Text.assemble((answer.status, STYLE_OF_STATUS[answer.status]), f"  {meaning} ({answer.wall_s:.1f} s)")
+    )
     console.print()
     bullets(console, answer.reasons)
 
@@ -113,7 +120,8 @@ def _question(console: Console, problem: Problem) -> None:
 
 
 def _strategy(console: Console, strategy: PlannedStrategy, problem: Problem, stage_layers: tuple[int, ...]) -> None:
-    heading(console, "Strategy", f"{strategy.label} = {strategy.full_label}" if strategy.label != strategy.full_label else strategy.label)
+    names = dict.fromkeys((strategy.label, strategy.full_label))
+    heading(console, "Strategy", " = ".join(names))
     table = grid("l", "w")
     plain = strategy.strategy()
     table.add_row(
@@ -139,21 +147,34 @@ def _strategy(console: Console, strategy: PlannedStrategy, problem: Problem, sta
     ):
         words = [f"{reduce} all-reduce"]
         if problem.llm.is_moe:
-            words += [f"expert dispatch by {dispatch.replace('_', '-')}", f"two-batch overlap {'on' if overlap else 'off'}"]
+            words += [
+                f"expert dispatch by {dispatch.replace('_', '-')}",
+                f"two-batch overlap {'on' if overlap else 'off'}",
+            ]
         table.add_row("", phase, ", ".join(words))
     console.print(table)
 
 
 def _metrics(console: Console, metrics: Metrics) -> None:
     heading(console, "Metrics")
+    rows = (
+        ("TTFT", short_ns(metrics.ttft_ns), "throughput", rate(metrics.throughput_tokens_per_s, "tokens/s")),
+        (
+            "TPOT",
+            short_ns(metrics.tpot_ns),
+            "efficiency",
+            rate(metrics.efficiency_tokens_per_s_per_gpu, "tokens/s/GPU"),
+        ),
+        (
+            "request latency",
+            short_ns(metrics.request_latency_ns),
+            "resident sequences",
+            f"{metrics.active_sequences:,}",
+        ),
+    )
     table = grid("l", "r", "l", "r")
-    table.add_row("", "TTFT", short_ns(metrics.ttft_ns), "throughput", rate(metrics.throughput_tokens_per_s, "tokens/s"))
-    table.add_row(
-        "", "TPOT", short_ns(metrics.tpot_ns), "efficiency", rate(metrics.efficiency_tokens_per_s_per_gpu, "tokens/s/GPU")
-    )
-    table.add_row(
-        "", "request latency", short_ns(metrics.request_latency_ns), "resident sequences", f"{metrics.active_sequences:,}"
-    )
+    for row in rows:
+        table.add_row("", *row)
     console.print(table)
 
 
@@ -202,10 +223,8 @@ def _runners_up(console: Console, plan: Plan) -> None:
 def _placement(console: Console, plan: Plan) -> None:
     used = plan.metrics.gpus_used
     heading(console, "Placement", f"the first {min(FIRST_RECORDS, used)} of {plural(used, 'GPU')}")
-    table = headed(
-        [("GPU", "r"), ("node", "r"), ("replica", "r"), ("stage", "r"), ("layers", "r"), ("attn", "r"), ("experts", "r")]
-        + [("holds experts", "w"), ("sequences", "w")]
-    )
+    numbers = [(title, "r") for title in ("GPU", "node", "replica", "stage", "layers", "attn", "experts")]
+    table = headed([*numbers, ("holds experts", "w"), ("sequences", "w")])
     for record in islice(expand(plan), FIRST_RECORDS):
         table.add_row(
             "", str(record.gpu), f"{record.node}.{record.local_gpu}", str(record.replica), str(record.stage),

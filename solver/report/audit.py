@@ -19,9 +19,13 @@ def show_audit(console: Console, report: AuditReport) -> None:
     full = "" if report.label == report.strategy.full_label else f" = {report.strategy.full_label}"
     console.print(
         Text.assemble(
-            ("AUDIT", "bold"), "  ", (report.label, "bold"), f"{full} on {plural(report.strategy.gpus, 'GPU')}: ", legal,
+            ("AUDIT", "bold"),
+            "  ",
+            (report.label, "bold"),
+            f"{full} on {plural(report.strategy.gpus, 'GPU')}: ",
+            legal,
             f"; {counts}",
-        )  # fmt: skip
+        )
     )
     table = grid("l", "l", "w")
     for finding in report.findings:

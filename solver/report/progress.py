@@ -13,6 +13,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from solver.report.terminal import terminal
+from solver.units import short_ns
 
 if TYPE_CHECKING:
     from solver.search.loop import Progress
@@ -23,13 +24,19 @@ REFRESH_PER_SECOND = 5.0
 
 
 def progress_text(objective: str, progress: Progress | None, elapsed_s: float) -> str:
-    """Objective integers, bound, gap and elapsed time in one line."""
+    """Objective, bound, gap and elapsed time in one line."""
     clock = f"{elapsed_s:.1f} s"
     if progress is None:
         return f"{objective}: building tables, {clock}"
     if progress.value is None or progress.gap is None:
         return f"{objective}: no plan yet, {clock}"
-    return f"{objective}: best {progress.value:,}  bound {progress.bound:,}  gap {progress.gap:.2%}  {clock}"
+    bound = _value(objective, progress.bound) if progress.bound > 0 else "none yet"
+    return f"{objective}: best {_value(objective, progress.value)}  bound {bound}  gap {progress.gap:.2%}  {clock}"
+
+
+def _value(objective: str, integer: int) -> str:
+    """An objective integer; those of rates and of the weighted sum have no unit of their own (smaller is better)."""
+    return short_ns(integer) if objective in ("latency", "ttft", "tpot") else f"{integer:,}"
 
 
 class _Line:
@@ -43,7 +50,9 @@ class _Line:
 
     def __rich__(self) -> Spinner:
         elapsed = time.monotonic() - self.begun
-        self.spinner.update(text=Text(progress_text(self.objective, self.progress, elapsed), overflow="ellipsis", no_wrap=True))
+        self.spinner.update(
+            text=Text(progress_text(self.objective, self.progress, elapsed), overflow="ellipsis", no_wrap=True)
+        )
         return self.spinner
 
 

@@ -43,7 +43,7 @@ class RankClass:
     @property
     def name(self) -> str:
         """``stage 0`` or ``stages 1-6``."""
-        return f"stage{'s' if len(self.stages) > 1 else ''} {compact(self.stages)}"
+        return f"stage{'s' if len(self.stages) > 1 else ''} {compact(self.stages).replace(' ', ', ')}"
 
 
 def rank_classes(ledgers: Sequence[StageLedger]) -> list[RankClass]:

@@ -12,12 +12,19 @@ from rich.text import Text
 MAX_WIDTH = 120
 """Widest layout; longer lines are hard to read."""
 EIGHTHS = " ▏▎▍▌▋▊▉█"
-STYLE_OF_STATUS = {"OPTIMAL": "bold green", "FEASIBLE": "bold yellow", "INFEASIBLE": "bold red", "UNKNOWN": "bold yellow"}
+STYLE_OF_STATUS = {
+    "OPTIMAL": "bold green",
+    "FEASIBLE": "bold yellow",
+    "INFEASIBLE": "bold red",
+    "UNKNOWN": "bold yellow",
+}
 
 
 def terminal(*, err: bool = False) -> Console:
     """Console on stdout (or stderr): colours only on a terminal and without NO_COLOR, at most 120 columns."""
-    console = Console(file=sys.stderr if err else sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    console = Console(
+        file=sys.stderr if err else sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=False
+    )
     if console.width > MAX_WIDTH:
         console.width = MAX_WIDTH
     return console

@@ -23,4 +23,6 @@ def show_verdict(console: Console, plan: Plan, verdict: Verification) -> None:
         console.print()
         bullets(console, [str(finding) for finding in verdict.findings], "red")
     elif verdict.configurations is None and plan.status == "OPTIMAL":
-        console.print(Text("The plan is what it says; --exhaustive also confirms that nothing better exists.", style="dim"))
+        console.print(
+            Text("The plan is what it says; --exhaustive also confirms that nothing better exists.", style="dim")
+        )

@@ -21,8 +21,9 @@ from solver.search.choice import Expr
 from solver.search.degree_vars import DegreeVars, TiePart, mixed_radix
 from solver.search.metric_vars import MAX_OBJECTIVE, MAX_STEP_NS, MAX_TOTAL_NS, MetricVars, weighed
 from solver.search.phase import PhaseVars, build_phase
+from solver.search.pruning import prune
 from solver.search.stage_vars import StageVars
-from solver.search.tables import PhaseTables, phase_modes, phase_rates, prune, tables_digest
+from solver.search.tables import PhaseTables, phase_modes, phase_rates, tables_digest
 from solver.specs.problem import AllReduce
 from solver.strategy import Strategy
 
@@ -139,7 +140,7 @@ class Program:
                 table.build_expert(d.shapes, d.layout_rows, groups)
             tables.append(table)
         self.tables_digest = tables_digest(tables)
-        prune(tables, upper)
+        prune(tables, d.shapes, upper)
         return tables
 
     def _objective(self, utopia: Utopia | None) -> cp_model.IntVar:

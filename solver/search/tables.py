@@ -34,8 +34,6 @@ from solver.specs.problem import ALL_REDUCES, AllReduce, ObjectiveName, Problem
 Mode = Literal["reduce", "gather", "send", "overlap"]
 MODES: tuple[Mode, ...] = ("reduce", "gather", "send", "overlap")
 Column = dict[str, Ints]
-UNREACHABLE = 2**61
-"""Stands for "no compatible row" in sums of shares."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,6 @@ class PhaseTables:
             if kind == self.main_kind:
                 table["main_share"] = self._share(least, tp / group)
         table["share"] = self._share(total, tp / group)
-        table["least_ns"] = np.floor(total).astype(np.int64)
         self.group = table
 
     def _useful(self, tp: int, algorithms: tuple[AllReduce, ...]) -> tuple[AllReduce, ...]:
@@ -236,7 +233,6 @@ class PhaseTables:
         table["sent"] = np.where(overlap, 2 * leaves.all_to_all_ns(moe_tp, moe_ep, members, half, factor), 0)
         least = np.where(overlap, busy * (PPM / leaves.busy_ppm), table["plain"])
         gpus_per_sequence = moe_tp * moe_ep / (tokens / self.unit)
-        table["least_ns"] = np.floor(leaves.problem.llm.num_moe_layers * least).astype(np.int64)
         table["share"] = self._share(leaves.problem.llm.num_moe_layers * least, gpus_per_sequence)
         main = leaves.problem.llm.layers.count(self.main_kind) if self.main_kind.ffn == "moe" else 0
         table["main_share"] = self._share(main * least, gpus_per_sequence)
@@ -246,65 +242,6 @@ class PhaseTables:
         """Objective integers that a row costs at least, rounded down."""
         share = self.rates.time * total_ns + self.rates.gpu_time * total_ns * gpus_per_sequence
         return np.floor(share * (1 - 1e-9)).astype(np.int64)
-
-
-def prune(tables: list[PhaseTables], upper: int | None) -> None:
-    """Drop the rows that cannot be part of an objective of at most `upper`, or of one that meets the SLOs.
-
-    A row of one table meets only rows of the other with its mode and its sequences per GPU, so it costs at least the
-    cheapest of those on top.
-    """
-    problem = tables[0].leaves.problem
-    limits = {"decode": problem.workload.slo.tpot, "prefill": problem.workload.slo.ttft}
-    for phase in tables:
-        limit = limits[phase.phase]
-        if limit is not None:
-            _keep(phase, "least_ns", limit * tables[0].leaves.kept_ppm // PPM if phase.phase == "decode" else limit)
-    if upper is None:
-        return
-    least = [int(_joined(phase, "share").min()) for phase in tables]
-    for phase, other in zip(tables, reversed(least), strict=True):
-        _keep(phase, "share", upper - other)
-
-
-def _keep(phase: PhaseTables, name: str, limit: int) -> None:
-    """Keep the rows whose entry, with the least of a compatible row of the other table, is at most `limit`."""
-    group = _joined(phase, name) <= limit
-    if phase.expert:
-        ours, theirs = _keys(phase)
-        best = _least_by_key(ours, phase.group[name])
-        expert = phase.expert[name] + np.array([best.get(key, UNREACHABLE) for key in theirs], dtype=np.int64) <= limit
-        if expert.any():
-            phase.expert = {column: values[expert] for column, values in phase.expert.items()}
-    if group.any():
-        phase.group = {column: values[group] for column, values in phase.group.items()}
-
-
-def _joined(phase: PhaseTables, name: str) -> Ints:
-    """Per row of the group table: its entry plus the least entry of a compatible expert row."""
-    if not phase.expert:
-        return phase.group[name]
-    ours, theirs = _keys(phase)
-    best = _least_by_key(theirs, phase.expert[name])
-    return phase.group[name] + np.array([best.get(key, UNREACHABLE) for key in ours], dtype=np.int64)
-
-
-def _keys(phase: PhaseTables) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
-    """(sequences per GPU as a reduced fraction, mode) of every row of both tables."""
-    group, expert = phase.group, phase.expert
-    ours = ratios(group["group"], group["attn_tp"])
-    theirs = ratios(expert["tokens"] // phase.unit, expert["moe_tp"] * expert["moe_ep"])
-    return (
-        [(*ratio, mode) for ratio, mode in zip(ours, group["mode"].tolist(), strict=True)],
-        [(*ratio, mode) for ratio, mode in zip(theirs, expert["mode"].tolist(), strict=True)],
-    )
-
-
-def _least_by_key(keys: list[tuple[int, int, int]], values: Ints) -> dict[tuple[int, int, int], int]:
-    least: dict[tuple[int, int, int], int] = {}
-    for key, value in zip(keys, values.tolist(), strict=True):
-        least[key] = min(value, least.get(key, UNREACHABLE))
-    return least
 
 
 def ratios(numerator: Ints, denominator: Ints) -> list[tuple[int, int]]:

@@ -1,0 +1,123 @@
+"""Rows of the cost tables that no plan as good as a known one can use.
+
+Both phases run on the same stage shape. For every shape, group size and mode the least time of a step follows from the
+tables; with the cheapest way the shape has in the other phase it bounds every strategy of that shape. Rows that only
+belong to combinations above the known objective, or beyond an SLO, are left out. The result is an equivalent program.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from solver.cost.leaves import PPM
+from solver.cost.machine import Floats
+from solver.search.tables import MODES, Column, PhaseTables
+
+Shape = tuple[int, int, int, int]
+OVERLAP = MODES.index("overlap")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Least share and time of every (shape, group size, mode): arrays [shapes, groups, modes], inf where impossible."""
+
+    share: Floats
+    time_ns: Floats
+
+
+def prune(tables: list[PhaseTables], shapes: list[Shape], upper: int | None) -> None:
+    """Drop rows in place. `upper` is a known plan's objective."""
+    problem, kept_ppm = tables[0].leaves.problem, tables[0].leaves.kept_ppm
+    cells = [_cells(phase, shapes) for phase in tables]
+    limits = (problem.workload.slo.tpot, problem.workload.slo.ttft)
+    for phase, cell, limit in zip(tables, cells, limits, strict=True):
+        if limit is not None:
+            longest = limit * kept_ppm / PPM if phase.phase == "decode" else limit
+            cell.share[cell.time_ns > longest] = np.inf
+    if upper is None and limits == (None, None):
+        return
+    highest = np.inf if upper is None else float(upper)
+    cheapest = [cell.share.min(axis=(1, 2)) for cell in cells]
+    for phase, cell, other in zip(tables, cells, reversed(cheapest), strict=True):
+        _keep(phase, shapes, np.isfinite(cell.share) & (cell.share + other[:, None, None] <= highest))
+
+
+def _groups(phase: PhaseTables) -> list[int]:
+    return sorted(set(phase.group["group"].tolist()))
+
+
+def _cells(phase: PhaseTables, shapes: list[Shape]) -> Cells:
+    """Bounds of every combination from the element-wise least of the matching rows."""
+    leaves, groups = phase.leaves, _groups(phase)
+    llm = leaves.problem.llm
+    size = (len(shapes), len(groups), len(MODES))
+    tp = np.array([shape[0] for shape in shapes], dtype=np.int64)
+    by_group, left = _least(phase.group, ("attn_tp", "group", "mode"))
+    by_expert, right = _least(phase.expert, ("moe_tp", "moe_ep", "tokens", "mode"))
+    missing = (len(by_group), len(by_expert))
+    ours = np.full(size, missing[0], dtype=np.int64)
+    theirs = np.full(size, missing[1], dtype=np.int64)
+    for s, (attn_tp, moe_tp, moe_ep, dp) in enumerate(shapes):
+        for g, group in enumerate(groups):
+            for mode in range(len(MODES)):
+                ours[s, g, mode] = by_group.get((attn_tp, group, mode), missing[0])
+                key = (moe_tp, moe_ep, dp * group * phase.unit, mode)
+                theirs[s, g, mode] = by_expert.get(key, missing[1])
+    if not phase.expert:
+        right = {name: np.zeros(1) for name in ("plain", "busy", "sent")}
+        theirs[:] = 0
+    overlap = np.arange(len(MODES)) == OVERLAP
+    total = left["embedding"][ours] + left["head"][ours] + float(leaves.host_ns)
+    for kind in llm.kinds:
+        name, core = f"{kind.attention}.{kind.ffn}", left.get(f"core.{kind.attention}")
+        plain = left[f"plain.{name}"][ours] + (0.0 if core is None else core[ours])
+        if kind.ffn == "moe":
+            busy = left[f"busy.{name}"][ours] + right["busy"][theirs] + (0.0 if core is None else core[ours])
+            sent = left[f"sent.{name}"][ours] + right["sent"][theirs]
+            halves = np.maximum(busy * (PPM / leaves.busy_ppm), sent) + leaves.sync_ns
+            plain = np.where(overlap, halves, plain + right["plain"][theirs])
+        total = total + llm.layers.count(kind) * plain
+    per_gpu = tp[:, None, None] / np.array(groups, dtype=np.float64)[None, :, None]
+    possible = np.isfinite(total)
+    finite = np.where(possible, total, 0.0)
+    share = (phase.rates.time * finite + phase.rates.gpu_time * finite * per_gpu) * (1 - 1e-9)
+    return Cells(np.where(possible, share, np.inf), total)
+
+
+def _row_keys(table: Column, names: tuple[str, ...]) -> list[tuple[int, ...]]:
+    return list(zip(*(table[name].tolist() for name in names), strict=True))
+
+
+def _least(table: Column, names: tuple[str, ...]) -> tuple[dict[tuple[int, ...], int], dict[str, Floats]]:
+    """Position of every distinct key, and per column the least entry by position (inf behind the last)."""
+    if not table:
+        return {}, {}
+    keys = _row_keys(table, names)
+    position = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    where = np.array([position[key] for key in keys], dtype=np.int64)
+    least = {}
+    for column, values in table.items():
+        least[column] = np.full(len(position) + 1, np.inf)
+        np.minimum.at(least[column], where, values.astype(np.float64))
+    return position, least
+
+
+def _keep(phase: PhaseTables, shapes: list[Shape], alive: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> None:
+    """Keep the rows that an alive (shape, group, mode) needs; none alive leaves the tables as they are."""
+    if not alive.any():
+        return
+    groups, group_keys, expert_keys = _groups(phase), set(), set()
+    for s, g, mode in zip(*(axis.tolist() for axis in np.nonzero(alive)), strict=True):
+        attn_tp, moe_tp, moe_ep, dp = shapes[s]
+        group_keys.add((attn_tp, groups[g], mode))
+        expert_keys.add((moe_tp, moe_ep, dp * groups[g] * phase.unit, mode))
+    for name, columns, keys in (
+        ("group", ("attn_tp", "group", "mode"), group_keys),
+        ("expert", ("moe_tp", "moe_ep", "tokens", "mode"), expert_keys),
+    ):
+        table: Column = getattr(phase, name)
+        if table:
+            mask = np.array([key in keys for key in _row_keys(table, columns)])
+            setattr(phase, name, {column: values[mask] for column, values in table.items()})
