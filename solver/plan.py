@@ -104,8 +104,8 @@ class Placement(Spec):
     `bins` absent means even dealing of equal sequences: the first ``num_sequences % bins`` bins get one more.
     """
 
-    domain_gpus: Natural
-    gpus_per_node: Natural
+    domain_gpus: Annotated[int, Field(ge=1)]
+    gpus_per_node: Annotated[int, Field(ge=1)]
     stage_layers: tuple[Annotated[int, Field(ge=1)], ...]
     moe_tp_fastest: bool
     """Stage rank = ``moe_ep_rank * moe_tp + moe_tp_rank`` when true, else ``moe_tp_rank * moe_ep + moe_ep_rank``."""

@@ -11,7 +11,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -51,6 +50,8 @@ app.command()(schema)
 
 def _version(show: bool) -> None:
     if show:
+        from importlib import metadata
+
         try:
             typer.echo(f"shardwright {metadata.version('shardwright')}")
         except metadata.PackageNotFoundError:

@@ -43,9 +43,11 @@ def check_out(path: str | None, *, force: bool) -> None:
     if path is None or path == STANDARD:
         return
     target = Path(path)
-    folder = target.resolve().parent if path else target
     try:
-        if not path or target.is_dir():
+        folder = target.resolve().parent
+        if not path:
+            raise OutputError("--out '': give the name of a file")
+        if target.is_dir():
             raise OutputError(f"--out {path!r} is a folder, but a file is needed")
         if target.exists() and not target.is_file():
             raise OutputError(f"--out {path!r} is not a regular file")

@@ -109,7 +109,8 @@ def asks(command: Callable[Concatenate[Ask, P], None]) -> Callable[..., None]:
         from solver.ask import Ask
 
         words = {name: options.pop(name) for name in list(options) if name in shared}
-        words["fix"] = tuple(words["fix"] or ())
+        fixed = words["fix"]
+        words["fix"] = tuple(fixed) if isinstance(fixed, list) else ()
         command(Ask.read(words, "options"), *args, **options)
 
     parameters = [*shared.values(), *own]
@@ -117,5 +118,5 @@ def asks(command: Callable[Concatenate[Ask, P], None]) -> Callable[..., None]:
         [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
     )
     run.__annotations__ = {p.name: hints[p.name] for p in parameters}
-    del run.__wrapped__  # type: ignore[attr-defined]
+    del run.__wrapped__
     return run

@@ -86,7 +86,7 @@ def objective_text(claim: ObjectiveClaim, value: float) -> str:
         return short_ns(value)
     if claim.name in RATE_OF_OBJECTIVE:
         return rate(value, RATE_OF_OBJECTIVE[claim.name])
-    return f"{value:,.0f} GPUs" if claim.name == "gpus" else f"{value:,.6g}"
+    return plural(round(value), "GPU") if claim.name == "gpus" else f"{value:,.6g}"
 
 
 def _gap(gap: float) -> str:
@@ -94,6 +94,8 @@ def _gap(gap: float) -> str:
 
 
 def _objective_words(plan: Plan) -> str:
+    if plan.objective.name == "gpus":
+        return "the fewest GPUs" if plan.status == "OPTIMAL" else "as few GPUs as were found"
     return f"{plan.objective.name} {objective_text(plan.objective, plan.objective.value)}"
 
 

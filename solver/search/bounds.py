@@ -30,6 +30,13 @@ class StrategyCut:
     value: int | None
 
 
+@dataclass(frozen=True)
+class MemoryCut:
+    """No stage layout of these degrees fits the memory, nor with more sequences, prompts or micro-batches per rank."""
+
+    strategy: Strategy
+
+
 @dataclass
 class Bounds:
     """Lower bounds by degree: load factor by moe_ep, load by number of bins; and cuts on single strategies."""
@@ -37,6 +44,7 @@ class Bounds:
     problem: Problem
     load_cuts: list[LoadCut] = field(default_factory=list)
     strategy_cuts: list[StrategyCut] = field(default_factory=list)
+    memory_cuts: list[MemoryCut] = field(default_factory=list)
     _solved: dict[int, int] = field(default_factory=dict)
     _closed_form: dict[int, int] = field(default_factory=dict)
 

@@ -274,6 +274,20 @@ class DegreeVars:
         self.model.add(self.replicas <= strategy.replicas - 1).only_enforce_if(other, ~more)
         return [*literals, other]
 
+    def leaner_than(self, strategy: Strategy) -> list[cp_model.BoolVarT]:
+        """Literals of which one holds unless the shape and depth are the strategy's and no rank holds less than its."""
+        literals: list[cp_model.BoolVarT] = []
+        for name in ("attn_tp", "attn_dp", "moe_tp", "moe_ep", "pp"):
+            choice: Choice[int] = getattr(self, name)
+            value = getattr(strategy, name)
+            if value not in choice.literals:
+                return [self.model.new_constant(1)]
+            literals.append(~choice.literals[value])
+        for name in ("batch", "micro_batches", "prefill_batch"):
+            held = getattr(strategy, name)
+            literals += [lit for value, lit in getattr(self, name).literals.items() if value < held]
+        return literals
+
     def tie_parts(self) -> list[TiePart]:
         """Lexicographic tie-break of :attr:`Strategy.sort_key`.
 

@@ -52,14 +52,16 @@ def layer_bound(counts_e: Sequence[int], capacities: Sequence[int]) -> int:
     """Lower bound on the busiest rank's load, in billionths.
 
     The mean; the hottest expert over its most replicas; without redundancy, the t heaviest experts on the q ranks
-    that hold them together with those ranks' lightest possible company (EXPERTS 2).
+    that hold them together with those ranks' lightest possible company (EXPERTS 2); the fullest rank's slots.
     """
     ranks, slots, total = len(capacities), sum(capacities), sum(counts_e)
     most = min(ranks, 1 + slots - len(counts_e))
     bound = max(-(-UNITS // ranks), max(expert_share(count, total, most) for count in counts_e))
     if slots == len(counts_e):
         bound = max(bound, _partition_bound(np.array([expert_share(c, total, 1) for c in counts_e]), capacities))
-    return bound
+    # A rank fills all its slots with different experts: at least the lightest ones, each cut as often as possible.
+    lightest = sorted(expert_share(count, total, most) for count in counts_e)
+    return max(bound, sum(lightest[: max(capacities)]))
 
 
 def _partition_bound(shares_e: np.ndarray, capacities: Sequence[int]) -> int:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from solver.cost.balance import sequence_tokens
 from solver.cost.layers import Blocks
 from solver.cost.ledger import stage_ledgers
-from solver.cost.leaves import Leaves
+from solver.cost.leaves import PPM, Leaves
 from solver.cost.metrics import Utopia, evaluate_times, objective_value
 from solver.degrees import Domains
 from solver.search.bounds import Bounds
+from solver.search.pruning import Cells, build_tables, cells_of
 from solver.search.realise import even_stages, memory_violations, slo_violations
 from solver.specs.problem import Problem
 from solver.strategy import Packing, Strategy, canonical_mesh, packing_of, violations
 
-MAX_SHAPES = 48
-"""Stage shapes that are scored before the descent."""
+MAX_SCORED = 1200
+"""Strategies that are scored before the descent."""
+MAX_FEASIBLE = 36
+"""Feasible ones among them that are enough, and how many of one shape."""
+MAX_PER_SHAPE = 6
 MAX_DESCENTS = 4
+MAX_STARTS = 2
+"""Starts of different stage size or depth that are descended from."""
 
 
 class Scores:
@@ -25,9 +33,17 @@ class Scores:
 
     def __init__(self, leaves: Leaves, domains: Domains, bounds: Bounds, utopia: Utopia | None) -> None:
         self.leaves, self.problem, self.domains, self.bounds = leaves, leaves.problem, domains, bounds
+        self._utopia = utopia
         self._weights = utopia.weights(self.problem.objective.latency_weight) if utopia else (0, 0)
         self.known: dict[Strategy, int | None] = {}
         self._tokens = sequence_tokens(self.problem)
+
+    def cells(self, shapes: list[tuple[int, int, int, int]]) -> tuple[Cells, Cells]:
+        """Lower bounds of both phases by shape and group size, each stage as local as it can be."""
+        problem, domains = self.problem, self.domains
+        local = {(tp * dp, Packing("tp-dp-pp", problem.cluster.domain_gpus, tp, dp, 1).stage_members) for tp, _, _, dp in shapes}
+        tables = build_tables(self.leaves, domains, self.bounds, self._utopia, shapes, sorted(local))
+        return cells_of(tables[0], shapes), cells_of(tables[1], shapes)
 
     def value(self, strategy: Strategy) -> int | None:
         """Score of a strategy; None when it is illegal, too large, or misses an SLO."""
@@ -51,18 +67,52 @@ class Scores:
 
 
 def find_incumbent(scores: Scores, shapes: list[tuple[int, int, int, int]]) -> Strategy | None:
-    """Best strategy found by scoring a spread of stage shapes and descending one decision at a time."""
-    step = max(1, len(shapes) // MAX_SHAPES)
+    """Best strategy found by scoring the combinations with the lowest bounds and descending from the best few."""
+    best_of_start: dict[tuple[int, int], Strategy] = {}
+    feasible = [0] * len(shapes)
+    for s, batch, prefill_batch in _promising(scores, shapes):
+        if len(scores.known) > MAX_SCORED or sum(feasible) >= MAX_FEASIBLE:
+            break
+        if feasible[s] >= MAX_PER_SHAPE:
+            continue
+        for strategy in _starts(scores, shapes[s], batch, prefill_batch):
+            if scores.value(strategy) is None:
+                continue
+            feasible[s] += 1
+            key = (strategy.stage_gpus, strategy.pp)
+            best_of_start[key] = _better(scores, best_of_start.get(key), strategy) or strategy
+    starts = sorted(best_of_start.values(), key=lambda s: (scores.value(s), s.sort_key))
     best: Strategy | None = None
-    for shape in shapes[::step]:
-        for strategy in _starts(scores, shape):
-            best = _better(scores, best, strategy)
-    if best is None:
-        return None
+    for start in starts[:MAX_STARTS]:
+        found = _descend(scores, start, shapes)
+        best = found if best is None else _better(scores, best, found)
+    return best
+
+
+def _promising(scores: Scores, shapes: list[tuple[int, int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """(shape, batch, prefill batch) in the order of their lower bounds, those that meet the TPOT limit in one stage."""
+    decode, prefill = scores.cells(shapes)
+    bound = decode.share.min(axis=2)[:, :, None] + prefill.share.min(axis=2)[:, None, :]
+    workload, leaves = scores.problem.workload, scores.leaves
+    batch = np.array(decode.groups, dtype=np.float64)[None, :, None]
+    prompts = np.array(prefill.groups, dtype=np.float64)[None, None, :]
+    others = np.maximum(0.0, batch / prompts - 1) * leaves.chunks * prefill.time_ns.min(axis=2)[:, None, :]
+    tpot = decode.time_ns.min(axis=2)[:, :, None] * PPM / leaves.kept_ppm + others / workload.osl
+    if workload.slo.tpot is not None:
+        bound = np.where(tpot > workload.slo.tpot, np.inf, bound)
+    for position in np.argsort(bound, axis=None, kind="stable").tolist():
+        s, b, p = (int(axis) for axis in np.unravel_index(position, bound.shape))
+        if not np.isfinite(bound[s, b, p]):
+            return
+        yield s, decode.groups[b], prefill.groups[p]
+
+
+def _descend(scores: Scores, best: Strategy, shapes: list[tuple[int, int, int, int]]) -> Strategy:
+    """Move to the best neighbour until none is better."""
     for _ in range(MAX_DESCENTS):
         before = best
         for strategy in _neighbours(scores, best, shapes):
-            best = _better(scores, best, strategy)
+            best = _better(scores, best, strategy) or best
         if best == before:
             break
     return best
@@ -79,23 +129,24 @@ def _better(scores: Scores, best: Strategy | None, strategy: Strategy) -> Strate
     return strategy if (value, strategy.sort_key) < (known, best.sort_key) else best
 
 
-def _starts(scores: Scores, shape: tuple[int, int, int, int]) -> Iterator[Strategy]:
-    """One-stage strategies of a shape: a single instance, enough for one sequence per rank, as many as fit."""
+def _starts(
+    scores: Scores, shape: tuple[int, int, int, int], batch: int, prefill_batch: int
+) -> Iterator[Strategy]:
+    """Strategies of a shape with one, two and four full stages and as many replicas as the workload wants."""
     problem, domains = scores.problem, scores.domains
     tp, _, _, dp = shape
-    for pp in dict.fromkeys((domains.pp[0], domains.pp[len(domains.pp) // 2])):
-        most = _most_replicas(problem, tp, dp, pp)
-        if most == 0:
-            continue
+    for pp in [p for p in domains.pp if p in (1, 2, 4)] or domains.pp[:1]:
+        micro = pp if pp in domains.micro_batches else domains.micro_batches[0]
+        most, instance = _most_replicas(problem, tp, dp, pp), tp * dp * pp
         concurrency = problem.workload.concurrency
-        wanted = [most] if concurrency is None else [1, min(most, -(-concurrency // dp)), most]
-        if domains.replicas is not None:
-            wanted = [domains.replicas]
+        replicas = most if concurrency is None else -(-concurrency // (dp * batch * micro))
         if problem.gpus_exact is not None:
-            wanted = [problem.gpus_exact // (tp * dp * pp)] if problem.gpus_exact % (tp * dp * pp) == 0 else []
-        for replicas in dict.fromkeys(wanted):
-            for batch in _batches(scores, replicas * dp * domains.micro_batches[0]):
-                yield _strategy(scores, shape, pp, replicas, batch)
+            replicas = problem.gpus_exact // instance if problem.gpus_exact % instance == 0 else 0
+        replicas = domains.replicas or replicas
+        if 0 < replicas <= most:
+            strategy = _strategy(scores, shape, pp, replicas, batch)
+            for prompts in dict.fromkeys((prefill_batch, domains.prefill_batch[0])):
+                yield strategy.model_copy(update={"micro_batches": micro, "prefill_batch": prompts})
 
 
 def _most_replicas(problem: Problem, tp: int, dp: int, pp: int) -> int:
@@ -105,13 +156,6 @@ def _most_replicas(problem: Problem, tp: int, dp: int, pp: int) -> int:
     else:
         fitting = problem.cluster.num_domains // packing.domains_per_instance
     return min(fitting, problem.gpu_budget // (tp * dp * pp))
-
-
-def _batches(scores: Scores, bins: int) -> list[int]:
-    concurrency, values = scores.problem.workload.concurrency, scores.domains.batch
-    if concurrency is None:
-        return list(values[:: max(1, len(values) // 6)])
-    return [b for b in values if b * bins >= concurrency][:1]
 
 
 def _strategy(scores: Scores, shape: tuple[int, int, int, int], pp: int, replicas: int, batch: int) -> Strategy:

@@ -18,7 +18,7 @@ from solver.cost.ledger import stage_ledgers
 from solver.cost.leaves import Leaves
 from solver.cost.metrics import Utopia, evaluate_times, objective_value
 from solver.degrees import Domains, domains_of
-from solver.search.bounds import Bounds, StrategyCut
+from solver.search.bounds import Bounds, MemoryCut, StrategyCut
 from solver.search.incumbent import Scores, find_incumbent
 from solver.search.program import Program, ProgramResult, SearchLimits
 from solver.search.realise import BlockCache, Realised, memory_violations, realise, slo_violations
@@ -219,6 +219,9 @@ class Loop:
         bins = strategy.replicas * strategy.attn_dp * strategy.micro_batches
         if realised.batches is not None and self.bounds.raise_load(bins, strategy.batch, realised.batches.bound):
             said.append(f"heaviest of {bins} bins >= {realised.batches.bound} tokens")
+        if not said and self.problem.workload.is_uniform and self._never_fits(realised):
+            self.bounds.memory_cuts.append(MemoryCut(strategy))
+            said.append(f"{strategy.full_label} with {strategy.batch} x {strategy.micro_batches} sequences fits no layout")
         if not said:
             cut = self._strategy_cut(realised)
             if cut is None or cut in self.bounds.strategy_cuts:
@@ -227,6 +230,15 @@ class Loop:
             verdict = "infeasible" if cut.value is None else f">= {cut.value}"
             said.append(f"{strategy.full_label} with its knobs {verdict}")
         return "; ".join(said)
+
+    def _never_fits(self, realised: Realised) -> bool:
+        """Whether no stage layout of this strategy fits the memory, SLOs aside."""
+        if not any(violation.rule == "memory" for violation in realised.violations):
+            return False
+        strategy, blocks = realised.strategy, realised.blocks
+        packing = packing_of(self.problem, strategy)
+        stages = StagesProblem(self.leaves, strategy, packing, blocks.load_tokens, blocks.lambda_ppm)
+        return solve_stages(stages, self.utopia, with_slos=False) is None
 
     def _strategy_cut(self, realised: Realised) -> StrategyCut | None:
         """What is proved of this strategy with its blocks at their proved bounds and the best stage layout."""

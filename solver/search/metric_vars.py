@@ -6,6 +6,7 @@ from ortools.sat.python import cp_model
 
 from solver.cost.leaves import PPM, Leaves
 from solver.search.choice import Expr
+from solver.specs.workload import Slo
 
 MAX_STEP_NS = 10**11
 """A step or prefill pass above 100 s is not considered."""
@@ -35,8 +36,9 @@ class MetricVars:
     """
 
     def __init__(
-        self, model: cp_model.CpModel, leaves: Leaves, step: Expr, ttft: Expr, round_ns: Expr, others: Expr
-    ) -> None:
+        self, model: cp_model.CpModel, leaves: Leaves, step: Expr, ttft: Expr, round_ns: Expr, others: Expr,
+        *, with_slos: bool = True,
+    ) -> None:  # fmt: skip
         workload = leaves.problem.workload
         longest = min(MAX_STEP_NS, MAX_TOTAL_NS // workload.osl)
         token = model.new_int_var(0, longest, "decode")
@@ -47,7 +49,7 @@ class MetricVars:
         self.latency = model.new_int_var(0, MAX_TOTAL_NS, "latency")
         model.add(self.latency >= self.ttft + (workload.osl - 1) * self.tpot)
         self.cycle: Expr = workload.osl * token + others + round_ns
-        slo = workload.slo
+        slo = workload.slo if with_slos else Slo()
         for limit, metric in ((slo.ttft, self.ttft), (slo.tpot, self.tpot), (slo.request_latency, self.latency)):
             if limit is not None:
                 model.add(metric <= limit)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from ortools.sat.python import cp_model
 
 from solver.cost.leaves import Leaves
-from solver.cost.machine import Phase
 from solver.cost.metrics import THROUGHPUT_SCALE, Utopia
 from solver.degrees import Domains
 from solver.search.bounds import Bounds
@@ -21,10 +20,9 @@ from solver.search.choice import Expr
 from solver.search.degree_vars import DegreeVars, TiePart, mixed_radix
 from solver.search.metric_vars import MAX_OBJECTIVE, MAX_STEP_NS, MAX_TOTAL_NS, MetricVars, weighed
 from solver.search.phase import PhaseVars, build_phase
-from solver.search.pruning import prune
+from solver.search.pruning import build_tables, prune
 from solver.search.stage_vars import StageVars
-from solver.search.tables import PhaseTables, phase_modes, phase_rates, tables_digest
-from solver.specs.problem import AllReduce
+from solver.search.tables import PhaseTables, tables_digest
 from solver.strategy import Strategy
 
 @dataclass(frozen=True)
@@ -91,6 +89,8 @@ class Program:
         self.metrics = MetricVars(model, leaves, step, ttft, round_ns, others)
         self.objective = self._objective(utopia)
         self._shares()
+        for memory_cut in bounds.memory_cuts:
+            model.add_bool_or(d.leaner_than(memory_cut.strategy))
         for cut in bounds.strategy_cuts:
             differs = d.differs_from(cut.strategy)
             if cut.value is None:
@@ -126,21 +126,9 @@ class Program:
 
     def _tables(self, bounds: Bounds, utopia: Utopia | None, upper: int | None) -> list[PhaseTables]:
         """Cost tables of both phases, without the rows that a known plan's objective excludes."""
-        problem, leaves, d, domains = self.problem, self.leaves, self.degrees, self.domains
-        tables = []
-        phases: tuple[tuple[Phase, tuple[int, ...], tuple[AllReduce, ...]], ...] = (
-            ("decode", domains.batch, domains.decode_allreduce),
-            ("prefill", domains.prefill_batch, domains.prefill_allreduce),
-        )
-        for phase, groups, algorithms in phases:
-            rates = phase_rates(problem, leaves, domains, phase, utopia)
-            table = PhaseTables(leaves, bounds, phase, rates, phase_modes(problem, domains, phase))
-            table.build_group(domains.attn_tp, groups, algorithms)
-            if problem.llm.is_moe:
-                table.build_expert(d.shapes, d.layout_rows, groups)
-            tables.append(table)
+        tables = build_tables(self.leaves, self.domains, bounds, utopia, self.degrees.shapes, self.degrees.layout_rows)
         self.tables_digest = tables_digest(tables)
-        prune(tables, d.shapes, upper)
+        prune(tables, self.degrees.shapes, upper)
         return tables
 
     def _objective(self, utopia: Utopia | None) -> cp_model.IntVar:

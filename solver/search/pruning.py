@@ -11,9 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solver.cost.leaves import PPM
-from solver.cost.machine import Floats
-from solver.search.tables import MODES, Column, PhaseTables
+from solver.cost.leaves import PPM, Leaves
+from solver.cost.machine import Floats, Phase
+from solver.cost.metrics import Utopia
+from solver.degrees import Domains
+from solver.search.bounds import Bounds
+from solver.search.tables import MODES, Column, PhaseTables, phase_modes, phase_rates
+from solver.specs.problem import AllReduce
 
 Shape = tuple[int, int, int, int]
 OVERLAP = MODES.index("overlap")
@@ -25,12 +29,37 @@ class Cells:
 
     share: Floats
     time_ns: Floats
+    groups: list[int]
+
+
+def build_tables(
+    leaves: Leaves,
+    domains: Domains,
+    bounds: Bounds,
+    utopia: Utopia | None,
+    shapes: list[Shape],
+    layout: list[tuple[int, int]],
+) -> list[PhaseTables]:
+    """Cost tables of both phases. `layout` lists the reachable (stage GPUs, ranks of a stage in one domain)."""
+    tables = []
+    phases: tuple[tuple[Phase, tuple[int, ...], tuple[AllReduce, ...]], ...] = (
+        ("decode", domains.batch, domains.decode_allreduce),
+        ("prefill", domains.prefill_batch, domains.prefill_allreduce),
+    )
+    for phase, groups, algorithms in phases:
+        rates = phase_rates(leaves.problem, leaves, domains, phase, utopia)
+        table = PhaseTables(leaves, bounds, phase, rates, phase_modes(leaves.problem, domains, phase))
+        table.build_group(domains.attn_tp, groups, algorithms)
+        if leaves.problem.llm.is_moe:
+            table.build_expert(shapes, layout, groups)
+        tables.append(table)
+    return tables
 
 
 def prune(tables: list[PhaseTables], shapes: list[Shape], upper: int | None) -> None:
     """Drop rows in place. `upper` is a known plan's objective."""
     problem, kept_ppm = tables[0].leaves.problem, tables[0].leaves.kept_ppm
-    cells = [_cells(phase, shapes) for phase in tables]
+    cells = [cells_of(phase, shapes) for phase in tables]
     limits = (problem.workload.slo.tpot, problem.workload.slo.ttft)
     for phase, cell, limit in zip(tables, cells, limits, strict=True):
         if limit is not None:
@@ -48,7 +77,7 @@ def _groups(phase: PhaseTables) -> list[int]:
     return sorted(set(phase.group["group"].tolist()))
 
 
-def _cells(phase: PhaseTables, shapes: list[Shape]) -> Cells:
+def cells_of(phase: PhaseTables, shapes: list[Shape]) -> Cells:
     """Bounds of every combination from the element-wise least of the matching rows."""
     leaves, groups = phase.leaves, _groups(phase)
     llm = leaves.problem.llm
@@ -83,7 +112,7 @@ def _cells(phase: PhaseTables, shapes: list[Shape]) -> Cells:
     possible = np.isfinite(total)
     finite = np.where(possible, total, 0.0)
     share = (phase.rates.time * finite + phase.rates.gpu_time * finite * per_gpu) * (1 - 1e-9)
-    return Cells(np.where(possible, share, np.inf), total)
+    return Cells(np.where(possible, share, np.inf), total, groups)
 
 
 def _row_keys(table: Column, names: tuple[str, ...]) -> list[tuple[int, ...]]:

@@ -47,7 +47,8 @@ class StageVars:
 
     def _least(self, count: int) -> dict[LayerKind, int]:
         """Fewest layers of each kind in any window of `count` layers."""
-        windows = [self._counts(first, count) for first in range(self.llm.num_layers - count + 1)]
+        starts = range(1, self.llm.num_layers - count) or range(1)  # never the first nor the last layer
+        windows = [self._counts(first, count) for first in starts]
         return {kind: min(window[kind] for window in windows) for kind in self.llm.kinds}
 
     def _split(self, decode: PhaseVars, prefill: PhaseVars) -> None:
@@ -68,6 +69,7 @@ class StageVars:
                 model.add_implication(given, middle.is_(0))
             spread = first.number() + last.number() + (pp - 2) * middle.number()
             model.add(spread >= num_layers).only_enforce_if(given)
+        self._middle_of_main_kind(first, last, decode, prefill)
         one = [d.pp.is_(1)] if 1 in d.pp.values else []
         several = [~literal for literal in one]
         for size in sizes:
@@ -82,6 +84,28 @@ class StageVars:
                     stage = _weighted(counts, times.layer) + extra
                     model.add(slow >= stage).only_enforce_if(*given)
                 self._fits(counts, first=is_first, last=is_last, given=given)
+
+    def _middle_of_main_kind(
+        self, first: Choice[int], last: Choice[int], decode: PhaseVars, prefill: PhaseVars
+    ) -> None:
+        """Most layers of the commonest kind in a middle stage: exact where the other kinds lead the network."""
+        model, d, num_layers = self.model, self.d, self.llm.num_layers
+        kind = max(self.llm.kinds, key=self.llm.layers.count)
+        total = self.llm.layers.count(kind)
+        if total == num_layers:
+            return
+        middle: Choice[int] = Choice(model, "middle_main", list(range(total + 1)))
+        in_first = first.pick([self._counts(0, size)[kind] for size in first.values])
+        in_last = last.pick([self._counts(num_layers - size, size)[kind] for size in last.values])
+        for pp in d.pp.values:
+            if pp > 2:
+                spread = in_first + in_last + (pp - 2) * middle.number()
+                model.add(spread >= total).only_enforce_if(d.pp.is_(pp))
+        for size in range(1, total + 1):
+            given = middle.is_(size)
+            for slow, times in ((self.slowest["decode"], decode), (self.slowest["prefill"], prefill)):
+                model.add(slow >= size * times.layer[kind]).only_enforce_if(given)
+            self._fits({kind: size}, first=False, last=False, given=[given])
 
     # --- memory -----------------------------------------------------------------------------------------------------
 

@@ -1,24 +1,32 @@
 """Stages block: which layers form which pipeline stage, for given degrees.
 
 Contiguous stages, each with at least one layer, minimising the objective through the slowest stage of both phases
-under the memory of every stage; among equals the one with the smallest slowest stages.
+under the memory of every stage; among equals the one with the smallest slowest stages, then the most even one.
+
+Metrics depend on a layout only through its slowest stage in decode and in prefill, and rise with both, so the best
+layout is a Pareto point of the two. All Pareto points are found by dynamic programming: the least prefill bottleneck
+under a limit on the decode bottleneck, then the least decode bottleneck that allows a smaller one, and so on. (As a
+CP-SAT model this block could climb by one ns at a time: the objective is a maximum of sums of large integers.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-from ortools.sat.python import cp_model
+import numpy.typing as npt
 
 from solver.cost.layers import Blocks, PhaseTimes
-from solver.cost.ledger import layer_kib, stage_constant_kib
 from solver.cost.leaves import Leaves
-from solver.cost.metrics import Utopia
-from solver.search.choice import Expr
-from solver.search.metric_vars import MAX_OBJECTIVE, MAX_STEP_NS, MAX_TOTAL_NS, MetricVars, weighed
+from solver.cost.ledger import layer_kib, stage_constant_kib
+from solver.cost.machine import Ints
+from solver.cost.metrics import Figures, Utopia, evaluate_times, objective_value
 from solver.strategy import Packing, Strategy
+
+HUGE = 2**62
+"""Bottleneck of an impossible stage."""
 
 
 @dataclass(frozen=True)
@@ -32,110 +40,115 @@ class StagesProblem:
     lambda_ppm: int
 
 
-def solve_stages(problem: StagesProblem, utopia: Utopia | None) -> tuple[int, ...] | None:
-    """Layers of every stage, first to last; None when no layout meets memory and SLOs."""
+def solve_stages(
+    problem: StagesProblem, utopia: Utopia | None, *, with_slos: bool = True
+) -> tuple[int, ...] | None:
+    """Layers of every stage, first to last; None when no layout meets memory (and SLOs, unless they are left out)."""
     leaves, strategy = problem.leaves, problem.strategy
-    num_layers = leaves.problem.llm.num_layers
+    num_layers, objective = leaves.problem.llm.num_layers, leaves.problem.objective
     if strategy.pp == 1:
         return (num_layers,)
     if strategy.pp > num_layers:
         return None
-    model = cp_model.CpModel()
-    # cuts[s] is the first layer of stage s
-    cuts: list[Expr] = [0]
-    cuts += [model.new_int_var(s, num_layers - strategy.pp + s, f"first_layer_{s}") for s in range(1, strategy.pp)]
-    cuts.append(num_layers)
-    for before, after in zip(cuts, cuts[1:], strict=False):
-        model.add(after >= before + 1)
-    blocks = Blocks(problem.load_tokens, problem.lambda_ppm, (num_layers,))
-    slowest: list[cp_model.IntVar] = []
-    paths: list[int] = []
+    weights = utopia.weights(objective.latency_weight) if utopia else (0, 0)
+    best: tuple[tuple[int, int], tuple[int, ...]] | None = None
+    for slowest, layout in _pareto(problem):
+        blocks = Blocks(problem.load_tokens, problem.lambda_ppm, layout)
+        figures = evaluate_times(leaves, strategy, problem.packing, blocks)
+        key = (objective_value(objective.name, figures, weights), slowest)
+        if (best is None or key < best[0]) and (_in_time(leaves, figures) or not with_slos):
+            best = key, layout
+    return None if best is None else best[1]
+
+
+def _in_time(leaves: Leaves, figures: Figures) -> bool:
+    slo = leaves.problem.workload.slo
+    return (
+        (slo.ttft is None or figures.ttft_ns <= slo.ttft)
+        and (slo.tpot is None or figures.tpot_ns <= slo.tpot)
+        and (slo.request_latency is None or figures.request_latency_ns <= slo.request_latency)
+    )
+
+
+def _pareto(problem: StagesProblem) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Pareto-optimal layouts that fit the memory, with the sum of their slowest stages, by rising decode bottleneck."""
+    pp = problem.strategy.pp
+    fits = _fitting(problem)
+    decode, prefill = (_forbid(times, fits) for times in _stage_times(problem))
+    limit = HUGE
+    while True:
+        fastest = _bottleneck(_forbid(decode, prefill < limit), pp)
+        if fastest is None:
+            return
+        found = _bottleneck(_forbid(prefill, decode <= fastest.value), pp)
+        assert found is not None
+        yield fastest.value + found.value, found.layout
+        limit = found.value
+
+
+# --- costs of every possible stage, arrays [role, first layer, layer after the last] ----------------------------------
+
+FIRST, MIDDLE, LAST = range(3)
+
+
+def _stage_times(problem: StagesProblem) -> Iterator[Ints]:
+    """Time of every possible stage in decode and in prefill, ns."""
+    leaves, llm = problem.leaves, problem.leaves.problem.llm
+    blocks = Blocks(problem.load_tokens, problem.lambda_ppm, (llm.num_layers,))
     for phase in ("decode", "prefill"):
-        times = PhaseTimes(leaves, strategy, problem.packing, phase, blocks)  # type: ignore[arg-type]
-        per_kind = {kind: times.layer(kind).total_ns for kind in leaves.problem.llm.kinds}
-        prefix = _prefix([per_kind[kind] for kind in leaves.problem.llm.layers])
-        slow = model.new_int_var(0, MAX_STEP_NS, f"{phase}.slowest")
-        for stage, held in enumerate(_segments(model, cuts, prefix, phase)):
-            extra = times.embedding_ns if stage == 0 else 0
-            extra += times.head_ns if stage == strategy.pp - 1 else 0
-            model.add(slow >= held + extra)
-        slowest.append(slow)
-        hops = (strategy.pp - 1) * times.hop_ns + (times.return_ns if phase == "decode" else 0)
-        paths.append(prefix[-1] + times.embedding_ns + times.head_ns + hops)
-    kinds = {kind: layer_kib(leaves, strategy, blocks, kind) for kind in leaves.problem.llm.kinds}
-    kib = _prefix([kinds[kind] for kind in leaves.problem.llm.layers])
-    for stage, held in enumerate(_segments(model, cuts, kib, "memory")):
-        constant = stage_constant_kib(leaves, strategy, is_first=stage == 0, is_last=stage == strategy.pp - 1)
-        model.add(held + constant <= leaves.memory.capacity_kib)
-    objective = _objective(model, problem, slowest, paths, utopia)
-    best = _minimise(model, objective)
-    if best is None:
+        times = PhaseTimes(leaves, problem.strategy, problem.packing, phase, blocks)
+        by_kind = {kind: times.layer(kind).total_ns for kind in llm.kinds}
+        yield _spans([by_kind[kind] for kind in llm.layers], (times.embedding_ns, 0, times.head_ns))
+
+
+def _fitting(problem: StagesProblem) -> npt.NDArray[np.bool_]:
+    """Whether a stage has layers and fits the memory."""
+    leaves, strategy, llm = problem.leaves, problem.strategy, problem.leaves.problem.llm
+    blocks = Blocks(problem.load_tokens, problem.lambda_ppm, (llm.num_layers,))
+    by_kind = {kind: layer_kib(leaves, strategy, blocks, kind) for kind in llm.kinds}
+    roles = (FIRST, MIDDLE, LAST)
+    constant = [stage_constant_kib(leaves, strategy, is_first=role == FIRST, is_last=role == LAST) for role in roles]
+    held = _spans([by_kind[kind] for kind in llm.layers], constant)
+    position = np.arange(llm.num_layers + 1)
+    return np.asarray((held <= leaves.memory.capacity_kib) & (position[:, None] < position[None, :]))
+
+
+def _spans(layers: Sequence[int], extras: Sequence[int]) -> Ints:
+    """Sum of layers ``a`` to ``b - 1``, plus what the role adds."""
+    prefix = np.array([0, *np.cumsum(layers).tolist()], dtype=np.int64)
+    return (prefix[None, :] - prefix[:, None])[None, :, :] + np.array(extras, dtype=np.int64)[:, None, None]
+
+
+def _forbid(cost: Ints, allowed: npt.NDArray[np.bool_]) -> Ints:
+    return np.where(allowed, cost, HUGE)
+
+
+# --- dynamic programming ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A layout with its bottleneck."""
+
+    value: int
+    layout: tuple[int, ...]
+
+
+def _bottleneck(cost: Ints, pp: int) -> _Found | None:
+    """Layout of `pp` stages whose costliest stage is cheapest; None when every layout holds an impossible stage."""
+    num_layers = cost.shape[1] - 1
+    position = np.arange(num_layers + 1)
+    least = cost[FIRST, 0]
+    firsts: list[Ints] = []
+    for stage in range(1, pp):
+        through = np.maximum(least[:, None], cost[LAST if stage == pp - 1 else MIDDLE])
+        least = through.min(axis=0)
+        uneven = np.abs(position * pp - stage * num_layers)[:, None]
+        firsts.append(np.where(through == least[None, :], uneven, HUGE).argmin(axis=0))
+    if least[num_layers] >= HUGE:
         return None
-    model.add(objective <= best.value(objective))
-    final = _minimise(model, slowest[0] + slowest[1])
-    assert final is not None
-    firsts = [final.value(cut) for cut in cuts[1:-1]]
-    return tuple(after - before for before, after in zip([0, *firsts], [*firsts, num_layers], strict=True))
-
-
-def _prefix(values: Sequence[int]) -> list[int]:
-    return [0, *np.cumsum(values).tolist()]
-
-
-def _segments(model: cp_model.CpModel, cuts: list[Expr], prefix: list[int], name: str) -> list[Expr]:
-    """Sum of every stage, as the difference of prefix sums at its cuts."""
-    at: list[Expr] = [0]
-    for stage, cut in enumerate(cuts[1:-1], start=1):
-        value = model.new_int_var(0, prefix[-1], f"{name}.until_{stage}")
-        model.add_element(cut, prefix, value)
-        at.append(value)
-    at.append(prefix[-1])
-    return [after - before for before, after in zip(at, at[1:], strict=False)]
-
-
-def _objective(
-    model: cp_model.CpModel,
-    problem: StagesProblem,
-    slowest: list[cp_model.IntVar],
-    paths: list[int],
-    utopia: Utopia | None,
-) -> cp_model.IntVar:
-    leaves, strategy, name = problem.leaves, problem.strategy, problem.leaves.problem.objective.name
-    slow_step, slow_pass = slowest
-    step = model.new_int_var(0, MAX_STEP_NS, "step")
-    model.add(step >= paths[0] + leaves.host_ns)
-    model.add(step >= strategy.micro_batches * slow_step + leaves.host_ns)
-    ttft = paths[1] + (leaves.chunks - 1) * slow_pass + leaves.chunks * leaves.host_ns
-    round_ns = leaves.chunks * (slow_pass + leaves.host_ns)
-    rounds = -(-strategy.batch * strategy.micro_batches // strategy.prefill_batch)
-    metrics = MetricVars(model, leaves, step, ttft, round_ns, (rounds - 1) * round_ns)
-    value = model.new_int_var(0, MAX_TOTAL_NS, "objective")
-    if name == "ttft":
-        model.add(value >= metrics.ttft)
-    elif name == "tpot":
-        model.add(value >= metrics.tpot)
-    elif name in ("throughput", "efficiency"):
-        model.add(value >= metrics.cycle)
-    elif name == "weighted" and utopia is not None:
-        active = leaves.problem.workload.concurrency or strategy.slots
-        # No GPU time exceeds 2^61; a wider ratio would overflow 64 bits and make the whole model invalid.
-        efficiency = model.new_int_var(0, min(MAX_OBJECTIVE, 2**61 // active), "inverse_efficiency")
-        model.add(active * efficiency >= strategy.gpus * metrics.cycle)
-        weights = utopia.weights(leaves.problem.objective.latency_weight)
-        value = model.new_int_var(0, MAX_OBJECTIVE, "weighted")
-        latency = weighed(model, metrics.latency, weights[0], "weighted_latency")
-        model.add(value >= latency + weighed(model, efficiency, weights[1], "weighted_efficiency"))
-    else:
-        model.add(value >= metrics.latency)
-    return value
-
-
-def _minimise(model: cp_model.CpModel, objective: Expr) -> cp_model.CpSolver | None:
-    model.minimize(objective)
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = 1
-    solver.parameters.random_seed = 0
-    status = solver.solve(model)
-    if status not in (cp_model.OPTIMAL, cp_model.INFEASIBLE):
-        raise RuntimeError(f"the stages block ended with {solver.status_name(status)}: {model.validate()[:300]}")
-    return solver if status == cp_model.OPTIMAL else None
+    ends = [num_layers]
+    for first in reversed(firsts):
+        ends.append(int(first[ends[-1]]))
+    sizes = [after - before for after, before in pairwise([*ends, 0])]
+    return _Found(int(least[num_layers]), tuple(reversed(sizes)))
