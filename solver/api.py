@@ -1,4 +1,4 @@
-"""The public journeys, each on one screen. ``solver.search`` (and with it OR-tools) is imported only where it solves."""
+"""The public journeys, each on one screen. ``solver.search`` (and OR-tools with it) is imported only to solve."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from solver.audit import AuditReport, Claims
+from solver.audit import AuditReport, Claims, proposed_strategy
 from solver.audit import audit as _audit
 from solver.plan import Evaluation, GpuRecord, NoPlan, Plan, expand
 from solver.specs import catalog
@@ -34,7 +34,7 @@ class SolveOptions:
 
 
 def reference_problem(objective: Objective | None = None) -> Problem:
-    """The reference deployment: 30B MoE, 2048 GPUs, 128 sequences of 128 to 10240 tokens (catalog entry `reference`)."""
+    """The reference deployment: 30B MoE, 2048 GPUs, 128 sequences of 128 to 10240 tokens (entry `reference`)."""
     cluster = catalog.load_cluster("reference")
     return Problem(
         llm=catalog.load_llm("reference"),
@@ -80,11 +80,12 @@ def evaluate(problem: Problem, strategy: Strategy | str) -> Evaluation:
 
 def check(problem: Problem, strategy: Strategy | str, claims: Claims | None = None) -> AuditReport:
     """Audit a proposed strategy, and the claims made for it: legality, memory, arithmetic. Every finding says why."""
-    named = parse_label(strategy) if isinstance(strategy, str) else strategy
-    return _audit(problem, named, claims)
+    if isinstance(strategy, str):
+        claims = (claims or Claims(source=f"label {strategy}")).model_copy(update={"label": strategy})
+        return _audit(problem, proposed_strategy(problem, claims), claims)
+    return _audit(problem, strategy, claims)
 
 
 def placement(plan: Plan) -> Iterator[GpuRecord]:
     """One record per used GPU: node, stage, ranks, layers, experts, sequences; streams."""
     return expand(plan)
-

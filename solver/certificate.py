@@ -17,7 +17,7 @@ class SpaceSize(Spec):
     definition: str
     domains: dict[str, tuple[int | str | bool, ...]]
     configurations: int
-    """Joint assignments of degrees and knobs that satisfy identity and GPU budget (memory, packing, SLOs not applied)."""
+    """Joint assignments of degrees and knobs that satisfy identity and GPU budget (no memory, packing, SLOs)."""
 
 
 class Iteration(Spec):

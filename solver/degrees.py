@@ -126,7 +126,7 @@ def domains_of(problem: Problem) -> Domains:
     if not llm.is_moe or problem.engine in ("trtllm", "megatron"):
         overlaps = (False,)
     dispatches: tuple[Dispatch, ...] = DISPATCHES if llm.is_moe else ("gather",)
-    orders: list[MeshOrder] = [o for o in ("tp-dp-pp", "tp-pp-dp") if o in ENGINE_MESH[problem.engine]]  # type: ignore[misc]
+    orders: list[MeshOrder] = [o for o in ("tp-dp-pp", "tp-pp-dp") if o in ENGINE_MESH[problem.engine]]
     return Domains(
         attn_tp=attn_tp,
         moe_tp=moe_tp,

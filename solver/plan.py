@@ -13,7 +13,7 @@ from solver.errors import PlanError
 from solver.specs.llm import Llm
 from solver.specs.problem import ObjectiveName, Problem
 from solver.specs.spec import Spec, one_sentence
-from solver.strategy import Packing, Strategy, StrategyFields, moe_tp_is_fastest, packing_of
+from solver.strategy import Packing, Strategy, StrategyFields, packing_of
 
 SCHEMA_VERSION = "1.0"
 MAX_PLAN_BYTES = 256 * 2**20
@@ -98,9 +98,9 @@ class ObjectiveClaim(Spec):
 class Placement(Spec):
     """GPU-to-shard map by symmetry class: one instance plus the rank arithmetic of :class:`~solver.strategy.Packing`.
 
-    Instance ranks are laid out by the strategy's mesh order into scale-up domains. `expert_maps[m][r]` lists the logical
-    experts in the slots of expert-parallel rank r; `map_of_layer[i]` names the map of the i-th MoE layer. Sequences
-    (numbered by ascending prompt length) are dealt to bins; bin ``(replica * attn_dp + dp_rank) * micro_batches + m``.
+    Instance ranks are laid out by the strategy's mesh order into scale-up domains. `expert_maps[m][r]` lists the
+    logical experts in the slots of expert-parallel rank r; `map_of_layer[i]` names the map of the i-th MoE layer.
+    Sequences (numbered by ascending prompt length) are dealt to bins; bin ``(replica * attn_dp + dp_rank) * micro_batches + m``.
     `bins` absent means even dealing of equal sequences: the first ``num_sequences % bins`` bins get one more.
     """
 
@@ -284,7 +284,10 @@ def expand(plan: Plan) -> Iterator[GpuRecord]:
         for first, count in zip(starts, placement.stage_layers, strict=True)
     ]
     held = [
-        [{layer: placement.expert_maps[placement.map_of_layer[i]][ep] for layer, i in layers} for ep in range(strategy.moe_ep)]
+        [
+            {layer: placement.expert_maps[placement.map_of_layer[i]][ep] for layer, i in layers}
+            for ep in range(strategy.moe_ep)
+        ]
         for layers in stage_moe
     ]
     for replica in range(strategy.replicas):

@@ -130,7 +130,9 @@ class Strategy(StrategyFields):
 
     @property
     def label(self) -> str:
-        """``EP64-TP8-PP2-DP2`` where that form can say it, else the full form ``A8x64-E8x64-PP2-R2``."""
+        """``EP64-TP8-PP2-DP2`` where that form can say it (``TP8-PP1-DP2`` without experts), else the full form."""
+        if self.moe_tp == self.moe_ep == self.attn_dp == 1 < self.attn_tp:  # a dense LLM
+            return f"TP{self.attn_tp}-PP{self.pp}-DP{self.replicas}"
         if self.attn_tp == self.moe_tp and self.attn_dp == self.moe_ep:
             return f"EP{self.moe_ep}-TP{self.attn_tp}-PP{self.pp}-DP{self.replicas}"
         return self.full_label
@@ -138,9 +140,7 @@ class Strategy(StrategyFields):
     @property
     def full_label(self) -> str:
         """``A<attn_tp>x<attn_dp>-E<moe_tp>x<moe_ep>-PP<pp>-R<replicas>``: says any strategy."""
-        return (
-            f"A{self.attn_tp}x{self.attn_dp}-E{self.moe_tp}x{self.moe_ep}-PP{self.pp}-R{self.replicas}"
-        )
+        return f"A{self.attn_tp}x{self.attn_dp}-E{self.moe_tp}x{self.moe_ep}-PP{self.pp}-R{self.replicas}"
 
     @property
     def sort_key(self) -> tuple[int, ...]:
@@ -208,7 +208,9 @@ def parse_label(label: str) -> Strategy:
     except ValueError as error:
         if isinstance(error, StrategyError):
             raise
-        raise StrategyError(f"label {label[:60]!r}: degrees must be between 1 and 2^24 and satisfy the identity") from error
+        raise StrategyError(
+            f"label {label[:60]!r}: degrees must be between 1 and 2^24 and satisfy the identity"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -315,13 +317,11 @@ def canonical_mesh(order: MeshOrder, tp: int, dp: int, pp: int) -> MeshOrder:
 
 def packing_of(problem: Problem, strategy: Strategy) -> Packing:
     """The packing of a strategy's instances on the problem's cluster."""
-    return Packing(
-        strategy.mesh_order, problem.cluster.domain_gpus, strategy.attn_tp, strategy.attn_dp, strategy.pp
-    )
+    return Packing(strategy.mesh_order, problem.cluster.domain_gpus, strategy.attn_tp, strategy.attn_dp, strategy.pp)
 
 
 def moe_tp_is_fastest(engine: Engine) -> bool:
-    """Whether a stage's rank is ``ep * moe_tp + tp`` (vLLM, SGLang, Megatron) or ``tp * moe_ep + ep`` (TensorRT-LLM)."""
+    """Whether a stage's rank is ``ep * moe_tp + tp`` (vLLM, SGLang, Megatron) or ``tp * moe_ep + ep`` (TRT-LLM)."""
     return engine != "trtllm"
 
 
@@ -339,7 +339,9 @@ def attn_tp_violations(problem: Problem, attn_tp: int) -> Iterator[Violation]:
     if llm.num_heads % attn_tp:
         yield Violation("heads", f"attn_tp = {attn_tp} does not divide the {llm.num_heads} query heads")
     elif llm.mla is None and llm.num_kv_heads % attn_tp and attn_tp % llm.num_kv_heads:
-        yield Violation("kv-heads", f"attn_tp = {attn_tp} and the {llm.num_kv_heads} KV heads do not divide one another")
+        yield Violation(
+            "kv-heads", f"attn_tp = {attn_tp} and the {llm.num_kv_heads} KV heads do not divide one another"
+        )
     if llm.linear is not None and "linear" in llm.attention_kinds and llm.linear.num_value_heads % attn_tp:
         yield Violation(
             "linear-heads", f"attn_tp = {attn_tp} does not divide the {llm.linear.num_value_heads} linear value heads"
@@ -422,7 +424,7 @@ def dtype_violations(problem: Problem) -> Iterator[Violation]:
         if NATIVE[dtype] not in gpu.peak and WEIGHT_ONLY.get(dtype) not in gpu.peak:
             yield Violation(
                 "dtype",
-                f"{part} weights are {dtype}, but {gpu.name} has no {NATIVE[dtype]} unit (it has {', '.join(gpu.peak)})",
+                f"{part} weights are {dtype}, but {gpu.name} has no {NATIVE[dtype]} unit (only {', '.join(gpu.peak)})",
             )
 
 
@@ -443,7 +445,9 @@ def violations(problem: Problem, strategy: Strategy) -> list[Violation]:
     ]
     for name, value in problem.pins.given().items():
         chosen = getattr(strategy, name)
-        if name == "mesh_order" and chosen == canonical_mesh(value, strategy.attn_tp, strategy.attn_dp, strategy.pp):
+        if name == "mesh_order" and chosen == canonical_mesh(
+            problem.pins.mesh_order or "tp-dp-pp", strategy.attn_tp, strategy.attn_dp, strategy.pp
+        ):
             continue
         if chosen != value:
             found.append(Violation("pin", f"{name} = {chosen}, but the caller fixed {value}"))
@@ -538,7 +542,7 @@ def _knob_violations(problem: Problem, strategy: Strategy) -> Iterator[Violation
     if strategy.prefill_batch > strategy.batch * strategy.micro_batches:
         yield Violation(
             "prefill-batch",
-            f"prefill_batch = {strategy.prefill_batch} exceeds the rank's {strategy.batch * strategy.micro_batches} slots",
+            f"prefill_batch = {strategy.prefill_batch} > {strategy.batch * strategy.micro_batches} slots of a rank",
         )
 
 
@@ -561,15 +565,18 @@ def engine_violations(problem: Problem, strategy: Strategy) -> Iterator[Violatio
         )
     if engine == "vllm" and strategy.moe_tp > 1 and strategy.moe_ep > 1:
         yield Violation("engine-vllm-moe", f"vllm: moe_tp = {strategy.moe_tp} with moe_ep = {strategy.moe_ep}")
-    if engine == "sglang" and strategy.moe_tp > 1 and "all_to_all" in (
-        strategy.decode_dispatch,
-        strategy.prefill_dispatch,
+    if (
+        engine == "sglang"
+        and strategy.moe_tp > 1
+        and "all_to_all"
+        in (
+            strategy.decode_dispatch,
+            strategy.prefill_dispatch,
+        )
     ):
         yield Violation("engine-sglang-dispatch", f"sglang: all_to_all with moe_tp = {strategy.moe_tp}")
     if engine == "trtllm" and strategy.attn_dp > 1 and strategy.attn_tp > 1:
-        yield Violation(
-            "engine-trtllm-dp", f"trtllm: attn_dp = {strategy.attn_dp} with attn_tp = {strategy.attn_tp}"
-        )
+        yield Violation("engine-trtllm-dp", f"trtllm: attn_dp = {strategy.attn_dp} with attn_tp = {strategy.attn_tp}")
     if engine in ("trtllm", "megatron") and (strategy.decode_overlap or strategy.prefill_overlap):
         yield Violation("engine-overlap", f"{engine} has no two-batch overlap switch")
 

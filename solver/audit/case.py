@@ -96,9 +96,7 @@ class Case:
 
     def find(self, rule: str, severity: Severity, sentence: str, arithmetic: str) -> Finding:
         """A finding under a rule's title."""
-        return Finding(
-            rule=rule, severity=severity, title=AUDIT_RULES[rule], sentence=sentence, arithmetic=arithmetic
-        )
+        return Finding(rule=rule, severity=severity, title=AUDIT_RULES[rule], sentence=sentence, arithmetic=arithmetic)
 
     def lacks(self, name: str) -> bool:
         """Whether the document leaves an input open."""

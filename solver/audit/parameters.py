@@ -72,9 +72,7 @@ def _repairs(case: Case, declared: int) -> Iterator[str]:
         widths.append(f"{missing * moe.expert_width / routed:.0f}")
         experts.append(f"{missing * moe.num_experts / routed:.0f}")
         layers.append(f"{declared * llm.num_layers / body:.0f}")
-    yield (
-        f"it would need expert width {either(widths)}, or {either(experts)} experts, or {either(layers)} layers"
-    )
+    yield (f"it would need expert width {either(widths)}, or {either(experts)} experts, or {either(layers)} layers")
 
 
 def _weights(case: Case) -> Iterator[Finding]:

@@ -30,9 +30,7 @@ TimeLimit = Annotated[
     float | None,
     typer.Option(metavar="SECONDS", help="Stop then, with the best plan and its true gap.", rich_help_panel=HOW),
 ]
-Workers = Annotated[
-    int | None, typer.Option(metavar="N", help="Threads; default: the cores, at most 8.", rich_help_panel=HOW)
-]
+Workers = Annotated[int | None, typer.Option(metavar="N", help="Threads of CP-SAT; default 1.", rich_help_panel=HOW)]
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the search.", rich_help_panel=HOW, show_default=False)]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Be silent on stderr.", rich_help_panel=OUTPUT)]
 

@@ -73,8 +73,8 @@ class Attention:
             moved = float(index.head_dim + INDEX_BYTES_EXTRA)
             index_ps = ceil_int(1000 * max(flop / self._core_flop_per_ns, moved / self.machine.bytes_per_ns))
             return index_ps + zero, token_ps * min(index.top_k, longest)
-        moved = 2.0 * np.asarray(self._state_bytes(attn_tp), dtype=np.float64)
-        return zero, ceil_int(1000 * moved / self.machine.bytes_per_ns)
+        state = 2.0 * self._state_bytes(attn_tp)
+        return zero, ceil_int(1000 * state / self.machine.bytes_per_ns)
 
     def _cached_token_ps(self, attn_tp: Ints) -> Ints:
         """Picoseconds to attend to one cached token of one sequence: the roofline of its bytes and FLOP."""
@@ -101,7 +101,9 @@ class Attention:
         new, chunks = new_prompt_tokens(self.problem), num_chunks(self.problem)
         cached = self.problem.workload.mean_isl - new
         heads = llm.num_heads / attn_tp
-        width = llm.mla.qk_nope_head_dim + llm.mla.qk_rope_head_dim + llm.mla.v_head_dim if llm.mla else 2 * llm.head_dim
+        width = (
+            llm.mla.qk_nope_head_dim + llm.mla.qk_rope_head_dim + llm.mla.v_head_dim if llm.mla else 2 * llm.head_dim
+        )
         extra = 0.0
         if kind == "linear":
             assert llm.linear is not None
@@ -116,9 +118,7 @@ class Attention:
                 assert llm.indexer is not None
                 pairs = attended_pairs(new, cached, None) / chunks
                 extra = 2.0 * llm.indexer.num_heads * llm.indexer.head_dim * pairs
-        return self.machine.operator_ns(
-            prompts * (flop + extra), prompts * moved, self._core_flop_per_ns, CORE_KERNELS
-        )
+        return self.machine.operator_ns(prompts * (flop + extra), prompts * moved, self._core_flop_per_ns, CORE_KERNELS)
 
     def prefill_projection_tokens(self, prompts: Ints) -> Ints:
         """New tokens of one attention group in a prefill pass of `prompts` prompts."""

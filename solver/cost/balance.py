@@ -38,7 +38,7 @@ def mean_ppm(factors: Sequence[int]) -> int:
 
 
 def slots_per_rank(num_slots: int, num_ranks: int) -> list[int]:
-    """Slots of every rank: the first ``num_slots % num_ranks`` ranks hold one more (as vLLM's linear placement does)."""
+    """Slots of every rank: the first ``num_slots % num_ranks`` ranks hold one more (vLLM's linear placement)."""
     each, more = divmod(num_slots, num_ranks)
     return [each + (rank < more) for rank in range(num_ranks)]
 

@@ -53,7 +53,9 @@ class Comm:
             across = np.where(
                 domains > 1, 2 * (domains - 1) * latency + 2 * (domains - 1) / domains * (payload / inside) / rate, 0.0
             )
-            time = 2 * (inside - 1) * inner.latency_ns + 2 * (inside - 1) / inside * payload / inner.bytes_per_ns + across
+            time = (
+                2 * (inside - 1) * inner.latency_ns + 2 * (inside - 1) / inside * payload / inner.bytes_per_ns + across
+            )
         return np.where(n > 1, ceil_int(time + self._base), 0)
 
     def allgather_ns(self, n: Ints, q: Ints, payload: Floats) -> Ints:

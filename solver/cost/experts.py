@@ -56,7 +56,8 @@ class Experts:
         by_tokens = np.array([self._touched[value] for value in distinct.tolist()])
         everywhere = by_tokens[np.searchsorted(distinct, tokens)] + self._redundant
         share = self.rank_slots(moe_ep)
-        return np.minimum(share, share / self.slots * everywhere)
+        touched: Floats = np.minimum(share, share / self.slots * everywhere)
+        return touched
 
     def load_factor(self, moe_ep: Ints, tokens: Ints, lambda_ppm: Ints) -> Floats:
         """Expected rows of the busiest rank / mean: placement imbalance times the sampling noise of routing."""

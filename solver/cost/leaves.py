@@ -57,9 +57,7 @@ class Leaves:
 
     # --- communication of one layer -------------------------------------------------------------------------------
 
-    def all_to_all_ns(
-        self, moe_tp: Ints, moe_ep: Ints, stage_members: Ints, tokens: Ints, lambda_ppm: Ints
-    ) -> Ints:
+    def all_to_all_ns(self, moe_tp: Ints, moe_ep: Ints, stage_members: Ints, tokens: Ints, lambda_ppm: Ints) -> Ints:
         """Dispatch and combine of one MoE layer for `tokens` tokens of the stage."""
         assert self.experts is not None
         factor = tokens * self.experts.load_factor(moe_ep, tokens, lambda_ppm)

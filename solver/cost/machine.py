@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from solver.specs.dtypes import NATIVE, WEIGHT_ONLY
 from solver.specs.problem import Problem
 
 Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating[Any]]
 IntLike = int | np.int64 | Ints
 Phase = Literal["prefill", "decode"]
 
@@ -40,7 +40,7 @@ class Machine:
     """Rates in FLOP/ns and bytes/ns after efficiencies."""
 
     def __init__(self, problem: Problem) -> None:
-        self._peak = {unit: rate / 1e9 for unit, rate in problem.cluster.gpu.peak.items()}
+        self._peak: dict[str, float] = {unit: rate / 1e9 for unit, rate in problem.cluster.gpu.peak.items()}
         calibration = problem.calibration
         self.calibration = calibration
         self.bytes_per_ns = problem.cluster.gpu.memory_bandwidth * calibration.memory_efficiency / 1e9

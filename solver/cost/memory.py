@@ -95,6 +95,4 @@ class Memory:
     def prefill_workspace_kib(self, attn_tp: Ints, prompts: Ints) -> Ints:
         """Activations, logits and exchange buffers of a prefill pass of `prompts` prompts."""
         tokens = prompts * chunk_tokens(self.problem)
-        return (
-            self.activation_kib(attn_tp, prompts) + self.logits_kib(prompts) + self.buffers_kib(attn_tp, tokens)
-        )
+        return self.activation_kib(attn_tp, prompts) + self.logits_kib(prompts) + self.buffers_kib(attn_tp, tokens)

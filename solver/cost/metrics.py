@@ -64,9 +64,7 @@ class Utopia:
         )
 
 
-def figures_of(
-    problem: Problem, strategy: Strategy, decode: PhaseTimes, prefill: PhaseTimes
-) -> Figures:
+def figures_of(problem: Problem, strategy: Strategy, decode: PhaseTimes, prefill: PhaseTimes) -> Figures:
     """Metrics of a strategy from its two phases."""
     leaves, workload = decode.leaves, problem.workload
     stages = decode.stage_times()

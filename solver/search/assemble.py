@@ -19,7 +19,7 @@ from solver.certificate import (
 from solver.cost.layers import Blocks, PhaseTimes
 from solver.cost.leaves import Leaves
 from solver.cost.machine import Phase
-from solver.cost.metrics import OBJECTIVE_UNITS, THROUGHPUT_SCALE, Figures, Utopia
+from solver.cost.metrics import OBJECTIVE_UNITS, THROUGHPUT_SCALE, WEIGHTED_SCALE, Figures, Utopia
 from solver.degrees import Domains
 from solver.plan import (
     Breakdown,
@@ -45,7 +45,7 @@ NATURAL_UNITS: dict[ObjectiveName, str] = {
     "throughput": "tokens/s",
     "efficiency": "tokens/s/GPU",
     "gpus": "GPUs",
-    "weighted": "weighted ratio",
+    "weighted": "(1 is utopia)",
 }
 
 
@@ -55,6 +55,8 @@ def natural_value(name: ObjectiveName, integer: int, osl: int) -> float:
         return osl * 1e9 * THROUGHPUT_SCALE / integer if integer else math.inf
     if name == "efficiency":
         return osl * 1e9 / integer if integer else math.inf
+    if name == "weighted":
+        return integer / WEIGHTED_SCALE
     return float(integer)
 
 
@@ -105,9 +107,7 @@ def assemble(problem: Problem, outcome: Outcome, limits: SearchLimits, utopia: U
             if utopia is None
             else UtopiaValues(latency_ns=utopia.latency_ns, inverse_efficiency_ns=utopia.inverse_efficiency_ns),
             iterations=tuple(outcome.iterations),
-            digests=Digests(
-                problem=problem.digest, cost_tables=outcome.tables_digest, program=outcome.program_digest
-            ),
+            digests=Digests(problem=problem.digest, cost_tables=outcome.tables_digest, program=outcome.program_digest),
             versions=Versions(
                 shardwright=package_version("shardwright"),
                 ortools=package_version("ortools"),
@@ -217,11 +217,13 @@ def warnings_of(problem: Problem, realised: Realised) -> tuple[str, ...]:
     found: list[str] = []
     llm, workload, name = problem.llm, problem.workload, problem.objective.name
     if llm.declared_gap > 0.05:
-        found.append(f"{llm.declared_sentence()}; solved as {llm.reading}.")
+        found.append(f"{llm.declared_sentence()}; solved in the reading {llm.reading}.")
     assumed = sorted(key for key, origin in problem.calibration.origins.items() if origin.provenance == "assumed")
     if assumed:
-        which = "all coefficients" if assumed == ["*"] else ", ".join(assumed)
-        found.append(f"Calibration {problem.calibration.name!r} is assumed, not measured ({which}).")
+        which = "all coefficients" if "*" in assumed else ", ".join(assumed)
+        found.append(
+            f"Calibration {problem.calibration.name!r} rests on assumed values, not on measurements ({which})."
+        )
     if workload.concurrency is not None and name == "throughput":
         found.append(
             f"With a fixed concurrency of {workload.concurrency} Little's law ties throughput to latency: this is the "
@@ -229,9 +231,10 @@ def warnings_of(problem: Problem, realised: Realised) -> tuple[str, ...]:
         )
     if not workload.is_uniform or workload.isl is None:
         found.append(f"TTFT, TPOT and latency are those of the mean prompt of {workload.mean_isl} tokens.")
-    used, whole = realised.figures.gpus, problem.cluster.num_gpus
-    if used < whole and name in ("latency", "ttft", "tpot", "throughput"):
-        found.append(f"{whole - used} of {whole} GPUs stay idle: no strategy in the space does better with them.")
+    used = realised.figures.gpus
+    budget = problem.gpu_budget
+    if used < budget and problem.gpus_exact is None and name in ("latency", "ttft", "tpot", "throughput"):
+        found.append(f"{budget - used} of {budget} GPUs stay idle: no strategy in the space does better with them.")
     if realised.experts is not None and workload.expert_loads is None:
         found.append("Experts are placed for uniform routing: no expert loads were given.")
     if not realised.is_exact:
@@ -267,9 +270,9 @@ def space_of(problem: Problem, domains: Domains) -> SpaceSize:
     return SpaceSize(
         name=problem.space.name,
         definition=(
-            "attn_dp = moe_tp * moe_ep / attn_tp where integral (1 for a dense LLM), every number of replicas from 1 to "
-            f"the budget of {problem.gpu_budget} GPUs, the listed values of every other decision, every placement of "
-            "experts, layers and sequences"
+            "attn_dp = moe_tp * moe_ep / attn_tp where integral (1 for a dense LLM), every number of replicas from 1 "
+            f"to the budget of {problem.gpu_budget} GPUs, the listed values of every other decision, every placement "
+            "of experts, layers and sequences"
         ),
         domains=shown,
         configurations=space_size(problem, domains),

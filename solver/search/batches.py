@@ -119,7 +119,7 @@ def _close(
     solver.parameters.max_time_in_seconds = min(left, 10.0)
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = 0
-    if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+    if solver.status_name(solver.solve(model)) not in ("OPTIMAL", "FEASIBLE"):
         return found, load, bound
     rest = {length: [i for i, t in enumerate(tokens) if t == length] for length in lengths}
     exact: list[list[int]] = [[] for _ in range(bins)]

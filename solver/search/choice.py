@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from ortools.sat.python import cp_model
 
 Value = TypeVar("Value", bound=Hashable)
-Expr = cp_model.LinearExprT
+Expr = cp_model.LinearExpr | int
 
 
 class Choice(Generic[Value]):

@@ -16,6 +16,7 @@ from solver.search.tables import Mode, phase_modes
 from solver.specs.problem import AllReduce, Dispatch, MeshOrder, Problem
 from solver.strategy import ENGINE_MESH, Packing, Strategy, canonical_mesh, moe_tp_fits
 
+
 @dataclass(frozen=True)
 class TiePart:
     """One decision of the lexicographic tie-break: its position among `size` values, smaller first."""
@@ -37,10 +38,12 @@ def mixed_radix(parts: Sequence[TiePart]) -> tuple[Expr, int]:
 class DegreeVars:
     """Variables of the degrees; expressions that the cost side reads."""
 
-    def __init__(self, model: cp_model.CpModel, problem: Problem, domains: Domains, bounds: Bounds) -> None:
+    def __init__(
+        self, model: cp_model.CpModel, problem: Problem, domains: Domains, bounds: Bounds, most_gpus: int
+    ) -> None:
         self.model, self.problem, self.domains = model, problem, domains
         self.is_moe = problem.llm.is_moe
-        self.budget = problem.gpu_budget
+        self.budget = most_gpus
         self.attn_tp: Choice[int] = Choice(model, "attn_tp", domains.attn_tp)
         self.pp: Choice[int] = Choice(model, "pp", domains.pp)
         self.batch: Choice[int] = Choice(model, "batch", domains.batch)
@@ -50,17 +53,19 @@ class DegreeVars:
         self.prefill_allreduce: Choice[AllReduce] = Choice(model, "prefill_allreduce", domains.prefill_allreduce)
         self.decode_mode: Choice[Mode] = Choice(model, "decode_mode", phase_modes(problem, domains, "decode"))
         self.prefill_mode: Choice[Mode] = Choice(model, "prefill_mode", phase_modes(problem, domains, "prefill"))
+        self.factor: Choice[int] | None = None
+        """Mean load factor, where the experts are placed in the same model (:mod:`solver.search.monolith`)."""
         self.max_pp = max(domains.pp)
         self._stage_shapes()
         self._layout()
         self._counts(bounds)
         self._knobs()
 
-    # --- identity: attn_tp * attn_dp = moe_tp * moe_ep -----------------------------------------------------------------
+    # --- identity: attn_tp * attn_dp = moe_tp * moe_ep -------------------------------------------------------------
 
     def _stage_shapes(self) -> None:
         model, domains = self.model, self.domains
-        shapes = stage_shapes(self.problem, domains)
+        shapes = [s for s in stage_shapes(self.problem, domains) if s[0] * s[3] <= self.budget]
         self.shapes = shapes
         if not shapes:
             model.add_bool_or([])
@@ -85,7 +90,7 @@ class DegreeVars:
             by_experts.key(self.stage, [tp * ep for tp, ep in experts])
         self.expert_table = by_experts
 
-    # --- mesh order, packing into scale-up domains ----------------------------------------------------------------------
+    # --- mesh order, packing into scale-up domains ------------------------------------------------------------------
 
     def _layout(self) -> None:
         """Which ranks share a domain, and how many instances the cluster holds, by (order, attn_tp, attn_dp, pp)."""
@@ -139,7 +144,7 @@ class DegreeVars:
                 if not moe_tp_fits(members, stage, moe_tp, self.problem.engine):
                     model.add_bool_or([~self.stage.is_(stage), ~self.members.is_(members), ~self.moe_tp.is_(moe_tp)])
 
-    # --- GPUs, slots, loads ---------------------------------------------------------------------------------------------
+    # --- GPUs, slots, loads -----------------------------------------------------------------------------------------
 
     def _counts(self, bounds: Bounds) -> None:
         model, problem = self.model, self.problem
@@ -205,7 +210,7 @@ class DegreeVars:
             model.add(self.load >= cut.load).only_enforce_if(binding)
             model.add_bool_or([binding, *escape])
 
-    # --- knobs ----------------------------------------------------------------------------------------------------------
+    # --- knobs ------------------------------------------------------------------------------------------------------
 
     def _knobs(self) -> None:
         """What ties the modes of a phase to the degrees; the tables hold the rest."""
@@ -227,7 +232,7 @@ class DegreeVars:
         if max(self.prefill_batch.values) > 1:
             model.add(self.prefill_batch.variable() <= self.sequences)
 
-    # --- solutions ------------------------------------------------------------------------------------------------------
+    # --- solutions --------------------------------------------------------------------------------------------------
 
     def _choices(self) -> dict[str, Choice[int] | Choice[str]]:
         names = (
@@ -243,7 +248,7 @@ class DegreeVars:
             mode = values.pop(f"{phase}_mode")
             values[f"{phase}_dispatch"] = "gather" if mode in ("reduce", "gather") else "all_to_all"
             values[f"{phase}_overlap"] = mode == "overlap"
-        return Strategy(replicas=solver.value(self.replicas), **values)  # type: ignore[arg-type]
+        return Strategy(replicas=solver.value(self.replicas), **values)
 
     def _value_of(self, name: str, strategy: Strategy) -> int | str:
         if name == "decode_mode":
@@ -302,4 +307,3 @@ def _mode(strategy: Strategy, dispatch: Dispatch, overlap: bool) -> Mode:
     if dispatch == "all_to_all":
         return "overlap" if overlap else "send"
     return "reduce" if strategy.attn_dp == 1 else "gather"
-

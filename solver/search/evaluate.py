@@ -47,12 +47,14 @@ def evaluate_label(problem: Problem, strategy: Strategy) -> Evaluation:
         strategy = strategy.model_copy(update={"moe_tp": 1, "moe_ep": 1})
     concurrency = problem.workload.concurrency
     bins = strategy.replicas * strategy.attn_dp
-    plain = strategy if concurrency is None else strategy.model_copy(update={"batch": grid_above(-(-concurrency // bins))})
+    plain = (
+        strategy if concurrency is None else strategy.model_copy(update={"batch": grid_above(-(-concurrency // bins))})
+    )
     broken = violations(problem, plain)
     if broken:
         raise StrategyError(f"{strategy.label} is illegal: {'; '.join(str(v) for v in broken)}")
     fixed = {**problem.pins.given(), **{name: getattr(strategy, name) for name in degrees}}
-    pinned = problem.model_copy(update={"pins": Pins(**fixed)})  # type: ignore[arg-type]
+    pinned = problem.model_copy(update={"pins": Pins(**fixed)})
     objective = problem.objective if problem.objective.name not in ("weighted", "gpus") else None
     if objective is None:
         pinned = pinned.model_copy(update={"objective": type(problem.objective)(name="latency")})

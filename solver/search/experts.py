@@ -13,7 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 from ortools.sat.python import cp_model
 
-from solver.cost.balance import UNITS, expert_counts, expert_share, load_factor_ppm, mean_ppm, rank_loads, slots_per_rank
+from solver.cost.balance import (
+    UNITS,
+    expert_counts,
+    expert_share,
+    load_factor_ppm,
+    mean_ppm,
+    rank_loads,
+    slots_per_rank,
+)
 from solver.specs.problem import Problem
 from solver.strategy import num_slots
 
@@ -121,7 +129,9 @@ def _heuristic(counts_e: Sequence[int], capacities: Sequence[int]) -> list[list[
         open_e = np.where(replicas < ranks, weights / replicas, -1.0)
         replicas[int(np.argmax(open_e))] += 1
     shares_e = [expert_share(c, total, int(r)) for c, r in zip(counts_e, replicas, strict=True)]
-    items = sorted(((shares_e[e], int(replicas[e]), e) for e in range(len(counts_e))), key=lambda i: (-i[1], -i[0], i[2]))
+    items = sorted(
+        ((shares_e[e], int(replicas[e]), e) for e in range(len(counts_e))), key=lambda i: (-i[1], -i[0], i[2])
+    )
     # Experts with many replicas first (they need many distinct ranks), then by load.
     loads, room = np.zeros(ranks, dtype=np.int64), np.array(capacities, dtype=np.int64)
     slots: list[list[int]] = [[] for _ in range(ranks)]
@@ -228,8 +238,7 @@ def _close(
     solver.parameters.max_time_in_seconds = min(left, 10.0)
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = 0
-    status = solver.solve(model)
-    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+    if solver.status_name(solver.solve(model)) not in ("OPTIMAL", "FEASIBLE"):
         return slots, busiest, bound
     found = [[e for e in range(experts) if solver.boolean_value(x_er[e][r])] for r in range(ranks)]
     proved = max(bound, int(solver.response_proto.inner_objective_lower_bound))

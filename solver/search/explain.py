@@ -53,6 +53,7 @@ def _empty_degrees(domains: Domains) -> list[str]:
         if getattr(domains, name):
             continue
         causes = [r for r in domains.rejections if r.degree == name]
+        causes.sort(key=lambda r: r.violation.rule == "pin")
         shown = "; ".join(dict.fromkeys(str(r.violation) for r in causes[:3]))
         sentences.append(f"no legal value of {name}: {shown or 'the caller fixed one outside its range'}")
     return sentences
@@ -68,7 +69,7 @@ def _relaxations(problem: Problem) -> Iterator[Relaxation]:
     ):
         if getattr(slo, field) is not None:
             free = workload.model_copy(update={"slo": slo.model_copy(update={field: None})})
-            changes = {"workload": free, "objective": Objective(name=objective)}  # type: ignore[arg-type]
+            changes = {"workload": free, "objective": Objective(name=objective)}
             yield Relaxation(rule, problem.model_copy(update=changes))
     cheap = {"objective": Objective(name="gpus")}
     gpu = problem.cluster.gpu
@@ -84,7 +85,7 @@ def _relaxations(problem: Problem) -> Iterator[Relaxation]:
         yield Relaxation("concurrency", problem.model_copy(update={**cheap, "workload": free}))
     for name, value in problem.pins.given().items():
         rest = {other: v for other, v in problem.pins.given().items() if other != name}
-        yield Relaxation(f"pin {name} = {value}", problem.model_copy(update={**cheap, "pins": Pins(**rest)}))  # type: ignore[arg-type]
+        yield Relaxation(f"pin {name} = {value}", problem.model_copy(update={**cheap, "pins": Pins(**rest)}))
 
 
 def _first_plan(problem: Problem) -> Realised | None:
@@ -111,7 +112,7 @@ def _sentence(problem: Problem, rule: str, realised: Realised) -> str:
         parts = ", ".join(f"{name} {kib / 2**20:.1f} GiB" for name, kib in largest)
         return (
             f"[memory] {usable / 2**30:.1f} GiB per GPU are usable, but for example {label} needs "
-            f"{fullest.total_kib / 2**20:.1f} GiB ({parts}): use more or larger GPUs, shorter sequences or fewer of them"
+            f"{fullest.total_kib / 2**20:.1f} GiB ({parts}): use more or larger GPUs, shorter or fewer sequences"
         )
     if rule == "gpu-count":
         return (

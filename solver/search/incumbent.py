@@ -8,8 +8,8 @@ import numpy as np
 
 from solver.cost.balance import sequence_tokens
 from solver.cost.layers import Blocks
-from solver.cost.ledger import stage_ledgers
 from solver.cost.leaves import PPM, Leaves
+from solver.cost.ledger import stage_ledgers
 from solver.cost.metrics import Utopia, evaluate_times, objective_value
 from solver.degrees import Domains
 from solver.search.bounds import Bounds
@@ -41,7 +41,10 @@ class Scores:
     def cells(self, shapes: list[tuple[int, int, int, int]]) -> tuple[Cells, Cells]:
         """Lower bounds of both phases by shape and group size, each stage as local as it can be."""
         problem, domains = self.problem, self.domains
-        local = {(tp * dp, Packing("tp-dp-pp", problem.cluster.domain_gpus, tp, dp, 1).stage_members) for tp, _, _, dp in shapes}
+        local = {
+            (tp * dp, Packing("tp-dp-pp", problem.cluster.domain_gpus, tp, dp, 1).stage_members)
+            for tp, _, _, dp in shapes
+        }
         tables = build_tables(self.leaves, domains, self.bounds, self._utopia, shapes, sorted(local))
         return cells_of(tables[0], shapes), cells_of(tables[1], shapes)
 
@@ -129,9 +132,7 @@ def _better(scores: Scores, best: Strategy | None, strategy: Strategy) -> Strate
     return strategy if (value, strategy.sort_key) < (known, best.sort_key) else best
 
 
-def _starts(
-    scores: Scores, shape: tuple[int, int, int, int], batch: int, prefill_batch: int
-) -> Iterator[Strategy]:
+def _starts(scores: Scores, shape: tuple[int, int, int, int], batch: int, prefill_batch: int) -> Iterator[Strategy]:
     """Strategies of a shape with one, two and four full stages and as many replicas as the workload wants."""
     problem, domains = scores.problem, scores.domains
     tp, _, _, dp = shape
@@ -168,8 +169,8 @@ def _strategy(scores: Scores, shape: tuple[int, int, int, int], pp: int, replica
         mesh_order=canonical_mesh(d.mesh_order[-1], tp, dp, pp),
         decode_allreduce="tree" if "tree" in d.decode_allreduce else d.decode_allreduce[0],
         prefill_allreduce=d.prefill_allreduce[0],
-        decode_dispatch=exchange if exchange in d.decode_dispatch else d.decode_dispatch[0],  # type: ignore[arg-type]
-        prefill_dispatch=exchange if exchange in d.prefill_dispatch else d.prefill_dispatch[0],  # type: ignore[arg-type]
+        decode_dispatch=exchange if exchange in d.decode_dispatch else d.decode_dispatch[0],
+        prefill_dispatch=exchange if exchange in d.prefill_dispatch else d.prefill_dispatch[0],
         decode_overlap=d.decode_overlap[0], prefill_overlap=d.prefill_overlap[0],
     )  # fmt: skip
 

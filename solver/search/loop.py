@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 
 from solver.certificate import Iteration, Status
 from solver.cost.layers import Blocks
-from solver.cost.ledger import stage_ledgers
 from solver.cost.leaves import Leaves
+from solver.cost.ledger import stage_ledgers
 from solver.cost.metrics import Utopia, evaluate_times, objective_value
 from solver.degrees import Domains, domains_of
 from solver.search.bounds import Bounds, MemoryCut, StrategyCut
@@ -184,6 +184,7 @@ class Loop:
         program = Program(self.leaves, self.outcome.domains, self.bounds, self.utopia, upper)
         if best is not None:
             program.hint(best.strategy)
+        self.outcome.bound = max(self.outcome.bound, program.root_bound)
         program.at_least(self.outcome.bound)
         self.outcome.tables_digest, self.outcome.program_digest = program.tables_digest, program.digest
         self.outcome.tables_s += time.monotonic() - begun
@@ -221,7 +222,9 @@ class Loop:
             said.append(f"heaviest of {bins} bins >= {realised.batches.bound} tokens")
         if not said and self.problem.workload.is_uniform and self._never_fits(realised):
             self.bounds.memory_cuts.append(MemoryCut(strategy))
-            said.append(f"{strategy.full_label} with {strategy.batch} x {strategy.micro_batches} sequences fits no layout")
+            said.append(
+                f"{strategy.full_label} with {strategy.batch} x {strategy.micro_batches} sequences fits no layout"
+            )
         if not said:
             cut = self._strategy_cut(realised)
             if cut is None or cut in self.bounds.strategy_cuts:
@@ -270,6 +273,4 @@ class Loop:
     def _report(self, value: int | None, bound: int) -> None:
         best = self.outcome.best
         known = min((v for v in (value, best.value if best else None) if v is not None), default=None)
-        self.on_progress(
-            Progress("proving", known, max(bound, self.outcome.bound), time.monotonic() - self.started)
-        )
+        self.on_progress(Progress("proving", known, max(bound, self.outcome.bound), time.monotonic() - self.started))

@@ -73,6 +73,8 @@ class _Builder:
         self.expert.key(tokens, columns["tokens"].tolist())
         self.expert.key(d.members, columns["members"].tolist())
         self.expert.key(self.mode, [MODES[i] for i in columns["mode"].tolist()])
+        if d.factor is not None:
+            self.expert.key(d.factor, columns["factor"].tolist())
         self._density(columns)
         self.exchange = {name: self._out(self.expert, columns, name) for name in ("plain", "busy", "sent")}
         self.share = self.share + self._out(self.expert, columns, "share")

@@ -25,6 +25,7 @@ from solver.search.stage_vars import StageVars
 from solver.search.tables import PhaseTables, tables_digest
 from solver.strategy import Strategy
 
+
 @dataclass(frozen=True)
 class SearchLimits:
     """Parameters of one CP-SAT call.
@@ -63,12 +64,15 @@ class Program:
         self._open: list[TiePart] = []
         self.model = cp_model.CpModel()
         model = self.model
-        self.degrees = DegreeVars(model, problem, domains, bounds)
+        most_gpus = problem.gpu_budget
+        if problem.objective.name == "gpus" and upper is not None:
+            most_gpus = min(most_gpus, upper)
+        self.degrees = DegreeVars(model, problem, domains, bounds, most_gpus)
         d = self.degrees
         self.tables = self._tables(bounds, utopia, upper)
         self.decode: PhaseVars = build_phase(model, leaves, d, self.tables[0])
         self.prefill: PhaseVars = build_phase(model, leaves, d, self.tables[1])
-        self.stages = StageVars(model, leaves, d, self.decode, self.prefill)
+        self.stages = self._stages()
 
         step = model.new_int_var(0, MAX_STEP_NS, "step")
         model.add(step >= self.decode.path + leaves.host_ns)
@@ -108,7 +112,10 @@ class Program:
         """
         model, d, decode, prefill = self.model, self.degrees, self.decode, self.prefill
         model.add(self.objective >= decode.share + prefill.share)
-        if d.max_pp == 1 or self.tables[0].rates.time or not self.tables[0].rates.gpu_time:
+        by_time = any(
+            table.rates.time for table in self.tables
+        )  # not of one phase alone: a decode of one token has none
+        if d.max_pp == 1 or by_time or not self.tables[0].rates.gpu_time:
             return
         layers = self.problem.llm.layers.count(self.tables[0].main_kind)
         for pp in d.pp.values:
@@ -128,8 +135,13 @@ class Program:
         """Cost tables of both phases, without the rows that a known plan's objective excludes."""
         tables = build_tables(self.leaves, self.domains, bounds, utopia, self.degrees.shapes, self.degrees.layout_rows)
         self.tables_digest = tables_digest(tables)
-        prune(tables, self.degrees.shapes, upper)
+        self.root_bound = prune(tables, self.degrees.shapes, upper)
+        """No objective is below this: the cheapest stage shape in both phases."""
         return tables
+
+    def _stages(self) -> StageVars:
+        """Slowest stages and memory."""
+        return StageVars(self.model, self.leaves, self.degrees, self.decode, self.prefill)
 
     def _objective(self, utopia: Utopia | None) -> cp_model.IntVar:
         """The integer that is minimised; the same number as :func:`solver.cost.metrics.objective_value`."""
@@ -184,7 +196,7 @@ class Program:
 
     def hint(self, strategy: Strategy) -> None:
         """Start from a strategy; never changes the optimum."""
-        self.model.clear_hints()
+        self.model.clear_hints()  # type: ignore[no-untyped-call]
         self.degrees.hint(strategy)
 
     @property

@@ -56,8 +56,8 @@ def build_tables(
     return tables
 
 
-def prune(tables: list[PhaseTables], shapes: list[Shape], upper: int | None) -> None:
-    """Drop rows in place. `upper` is a known plan's objective."""
+def prune(tables: list[PhaseTables], shapes: list[Shape], upper: int | None) -> int:
+    """Drop rows in place; `upper` is a known plan's objective. Returns a lower bound of every objective."""
     problem, kept_ppm = tables[0].leaves.problem, tables[0].leaves.kept_ppm
     cells = [cells_of(phase, shapes) for phase in tables]
     limits = (problem.workload.slo.tpot, problem.workload.slo.ttft)
@@ -65,12 +65,14 @@ def prune(tables: list[PhaseTables], shapes: list[Shape], upper: int | None) -> 
         if limit is not None:
             longest = limit * kept_ppm / PPM if phase.phase == "decode" else limit
             cell.share[cell.time_ns > longest] = np.inf
-    if upper is None and limits == (None, None):
-        return
-    highest = np.inf if upper is None else float(upper)
     cheapest = [cell.share.min(axis=(1, 2)) for cell in cells]
+    root = float((cheapest[0] + cheapest[1]).min())
+    if upper is None and limits == (None, None):
+        return int(root) if np.isfinite(root) else 0
+    highest = np.inf if upper is None else float(upper)
     for phase, cell, other in zip(tables, cells, reversed(cheapest), strict=True):
         _keep(phase, shapes, np.isfinite(cell.share) & (cell.share + other[:, None, None] <= highest))
+    return int(root) if np.isfinite(root) else 0
 
 
 def _groups(phase: PhaseTables) -> list[int]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from solver.cost.balance import sequence_tokens
 from solver.cost.layers import Blocks
-from solver.cost.ledger import stage_ledgers
 from solver.cost.leaves import Leaves
+from solver.cost.ledger import stage_ledgers
 from solver.cost.metrics import Figures, Utopia, evaluate_times, objective_value
 from solver.plan import StageLedger
 from solver.search.batches import BatchesResult, solve_batches
@@ -88,7 +88,7 @@ def realise(cache: BlockCache, strategy: Strategy, utopia: Utopia | None, deadli
         batches,
         figures,
         ledgers,
-        tuple([*memory_violations(ledgers), *slo_violations(leaves, figures)]),
+        (*memory_violations(ledgers), *slo_violations(leaves, figures)),
         objective_value(problem.objective.name, figures, weights),
     )
 

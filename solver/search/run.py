@@ -37,7 +37,7 @@ def search(problem: Problem, options: SearchOptions, on_progress: Callable[[Prog
     if problem.objective.name == "weighted":
         parts = []
         for name in ("latency", "efficiency"):
-            part = problem.model_copy(update={"objective": Objective(name=name)})  # type: ignore[arg-type]
+            part = problem.model_copy(update={"objective": Objective(name=name)})
             outcome = Loop(part, _left(limits, started), on_progress, None).run()
             if outcome.status != "OPTIMAL" or outcome.best is None:
                 return _none(problem, outcome, started)

@@ -78,12 +78,12 @@ class StageVars:
                 (last, self._counts(num_layers - size, size), False, True),
                 (middle, self._least(size), False, False),
             ):
-                given = [choice.is_(size), *several]
+                conditions = [choice.is_(size), *several]
                 for slow, times in ((self.slowest["decode"], decode), (self.slowest["prefill"], prefill)):
                     extra = (times.embedding if is_first else 0) + (times.head if is_last else 0)
                     stage = _weighted(counts, times.layer) + extra
-                    model.add(slow >= stage).only_enforce_if(*given)
-                self._fits(counts, first=is_first, last=is_last, given=given)
+                    model.add(slow >= stage).only_enforce_if(*conditions)
+                self._fits(counts, first=is_first, last=is_last, given=conditions)
 
     def _middle_of_main_kind(
         self, first: Choice[int], last: Choice[int], decode: PhaseVars, prefill: PhaseVars
@@ -163,9 +163,7 @@ class StageVars:
         self.model.add_multiplication_equality(loads, [d.load, d.micro_batches.variable()])
         return loads + remaining * d.sequences
 
-    def _fits(
-        self, counts: dict[LayerKind, int], *, first: bool, last: bool, given: list[cp_model.BoolVarT]
-    ) -> None:
+    def _fits(self, counts: dict[LayerKind, int], *, first: bool, last: bool, given: list[cp_model.BoolVarT]) -> None:
         vocabulary = int(first) + int(last) - int(first and last and self.llm.tie_embeddings)
         held = _weighted(counts, self.layer_kib) + vocabulary * self.vocabulary_kib + self.rank_kib
         constraint = self.model.add(held <= self.leaves.memory.capacity_kib)

@@ -40,9 +40,7 @@ class StagesProblem:
     lambda_ppm: int
 
 
-def solve_stages(
-    problem: StagesProblem, utopia: Utopia | None, *, with_slos: bool = True
-) -> tuple[int, ...] | None:
+def solve_stages(problem: StagesProblem, utopia: Utopia | None, *, with_slos: bool = True) -> tuple[int, ...] | None:
     """Layers of every stage, first to last; None when no layout meets memory (and SLOs, unless they are left out)."""
     leaves, strategy = problem.leaves, problem.strategy
     num_layers, objective = leaves.problem.llm.num_layers, leaves.problem.objective

@@ -130,7 +130,7 @@ class PhaseTables:
             table[f"hop{inside}"] = leaves.comm.hop_ns(tp, np.full_like(tp, inside), tokens)
         table["sync"] = np.where(overlap, leaves.sync_ns, 0)
         whole, half = self._allreduce(algorithm, tp, tokens), 2 * self._allreduce(algorithm, tp, -(-tokens // 2))
-        total = table["embedding"] + table["head"] + leaves.host_ns
+        total: Floats = (table["embedding"] + table["head"] + leaves.host_ns).astype(np.float64)
         for kind in leaves.problem.llm.kinds:
             least = leaves.problem.llm.layers.count(kind) * self._kind_columns(table, kind, whole, half)
             total = total + least
@@ -214,25 +214,23 @@ class PhaseTables:
             }
         )
         columns = np.array(rows, dtype=np.int64).reshape(-1, 5)
-        moe_tp, moe_ep, tokens, members, mode = (columns[:, i] for i in range(5))
+        tp, ep, count, local, mode = (columns[:, i] for i in range(5))
         leaves, phase = self.leaves, self.phase
-        factors = {int(ep): self.bounds.lambda_ppm(int(ep)) for ep in np.unique(moe_ep)}
-        factor = np.array([factors[int(ep)] for ep in moe_ep], dtype=np.int64)
-        table: Column = {"moe_tp": moe_tp, "moe_ep": moe_ep, "tokens": tokens, "members": members, "mode": mode}
-        experts = leaves.expert_ns(phase, moe_tp, moe_ep, tokens, factor)
-        sent = leaves.all_to_all_ns(moe_tp, moe_ep, members, tokens, factor)
-        gathered = leaves.gather_ns(moe_tp * moe_ep, members, tokens)
-        half = -(-tokens // 2)
+        factors = {int(n): self.bounds.lambda_ppm(int(n)) for n in np.unique(ep)}
+        factor = np.array([factors[int(n)] for n in ep], dtype=np.int64)
+        table: Column = {"moe_tp": tp, "moe_ep": ep, "tokens": count, "members": local, "mode": mode}
+        experts = leaves.expert_ns(phase, tp, ep, count, factor)
+        sent = leaves.all_to_all_ns(tp, ep, local, count, factor)
+        gathered = leaves.gather_ns(tp * ep, local, count)
+        half = -(-count // 2)
         overlap = mode == MODES.index("overlap")
-        exchange = np.where(
-            mode == MODES.index("reduce"), 0, np.where(mode == MODES.index("gather"), gathered, sent)
-        )
-        busy = 2 * leaves.expert_ns(phase, moe_tp, moe_ep, half, factor)
+        exchange = np.where(mode == MODES.index("reduce"), 0, np.where(mode == MODES.index("gather"), gathered, sent))
+        busy = 2 * leaves.expert_ns(phase, tp, ep, half, factor)
         table["plain"] = np.where(overlap, 0, experts + exchange)
         table["busy"] = np.where(overlap, busy, 0)
-        table["sent"] = np.where(overlap, 2 * leaves.all_to_all_ns(moe_tp, moe_ep, members, half, factor), 0)
+        table["sent"] = np.where(overlap, 2 * leaves.all_to_all_ns(tp, ep, local, half, factor), 0)
         least = np.where(overlap, busy * (PPM / leaves.busy_ppm), table["plain"])
-        gpus_per_sequence = moe_tp * moe_ep / (tokens / self.unit)
+        gpus_per_sequence = tp * ep / (count / self.unit)
         table["share"] = self._share(leaves.problem.llm.num_moe_layers * least, gpus_per_sequence)
         main = leaves.problem.llm.layers.count(self.main_kind) if self.main_kind.ffn == "moe" else 0
         table["main_share"] = self._share(main * least, gpus_per_sequence)

@@ -34,7 +34,7 @@ NATIVE: dict[str, str] = {
     "mxfp4": "fp4",
     "int4": "bf16",
 }
-"""The unit each format multiplies on. 32-bit weights are charged at the 16-bit rate of the tensor cores (TF32 is slower;
+"""The unit each format multiplies on. 32-bit weights are charged at the 16-bit rate (TF32 is slower;
 no shipped LLM serves in 32 bit)."""
 
 WEIGHT_ONLY: dict[str, str] = {"mxfp4": "bf16"}

@@ -76,11 +76,14 @@ class Cluster(Spec):
             if level.gpus is None:
                 raise ValueError(f"link level {level.name!r} needs gpus (only the last level joins all)")
             if level.gpus % previous or level.gpus <= (previous if previous > 1 else 0):
-                raise ValueError(f"link level {level.name!r} joins {level.gpus} GPUs, not a larger multiple of {previous}")
+                raise ValueError(
+                    f"link level {level.name!r} joins {level.gpus} GPUs, not a larger multiple of {previous}"
+                )
             previous = level.gpus
         if len(self.levels) > 1 and self.scale_up_gpus % self.gpus_per_node:
             raise ValueError(
-                f"the scale-up domain of {self.scale_up_gpus} GPUs is not a multiple of gpus_per_node = {self.gpus_per_node}"
+                f"the scale-up domain of {self.scale_up_gpus} GPUs is not a multiple of "
+                f"gpus_per_node = {self.gpus_per_node}"
             )
         whole = self.scale_up_gpus if self.num_gpus > self.scale_up_gpus else self.gpus_per_node
         if self.num_gpus > whole and self.num_gpus % whole:

@@ -20,7 +20,7 @@ Engine = Literal["any", "vllm", "sglang", "trtllm", "megatron"]
 ENGINES: tuple[str, ...] = get_args(Engine)
 MeshOrder = Literal["tp-dp-pp", "tp-pp-dp"]
 """Dimensions of an instance from fastest-varying rank to slowest, as Megatron writes them. TP is always innermost: a TP
-group must stay inside its scale-up domain, and the orders that start with dp or pp are then illegal or cost the same."""
+group must stay inside its scale-up domain, and orders that start with dp or pp are then illegal or cost the same."""
 MESH_ORDERS: tuple[MeshOrder, ...] = get_args(MeshOrder)
 AllReduce = Literal["ring", "tree", "hierarchical"]
 ALL_REDUCES: tuple[AllReduce, ...] = get_args(AllReduce)
@@ -86,9 +86,9 @@ class Pins(Spec):
 class Space(Spec):
     """The degrees that are searched; the certificate names it and states its size.
 
-    ``standard``: moe_ep over the divisors of the experts, of experts plus redundancy, and grid multiples of the scale-up
-    domain; pp and batch over the grid 1 to 8, then four values an octave (10, 12, 14, 16, 20, ...), as engines pad
-    batches to captured sizes. ``all``: every integer (for small problems). Attention and expert TP and replicas
+    ``standard``: moe_ep over the divisors of the experts, of experts plus redundancy, and grid multiples of the
+    scale-up domain; pp and batch over the grid 1 to 8, then four values an octave (10, 12, 14, 16, 20, ...), as
+    engines pad batches to captured sizes. ``all``: every integer (for small problems). Attention and expert TP and replicas
     always take every legal value, so degrees need not be powers of two.
     """
 
@@ -144,8 +144,8 @@ class Problem(Spec):
         longest = self.workload.longest_isl + self.workload.osl
         if self.llm.max_context is not None and longest > self.llm.max_context:
             raise ValueError(
-                f"the longest sequence has {longest} tokens ({self.workload.longest_isl} in + {self.workload.osl} out), "
-                f"but {self.llm.name} is limited to max_context = {self.llm.max_context}; shorten it or raise max_context"
+                f"the longest sequence has {longest} tokens ({self.workload.longest_isl} in + {self.workload.osl} out)"
+                f", but {self.llm.name} is limited to max_context = {self.llm.max_context}; shorten it or raise that"
             )
         return self
 

@@ -65,7 +65,9 @@ class ExpertLoads(Spec):
     def _rectangular(self) -> Self:
         widths = {len(row) for row in self.counts}
         if len(widths) != 1 or 0 in widths:
-            raise ValueError(f"expert loads must be a full table [layers, experts]; rows have widths {sorted(widths)[:5]}")
+            raise ValueError(
+                f"expert loads must be a full table [layers, experts]; rows have widths {sorted(widths)[:5]}"
+            )
         for layer, row in enumerate(self.counts):
             if sum(row) == 0:
                 raise ValueError(f"expert loads of layer {layer} are all zero")

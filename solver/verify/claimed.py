@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from solver.cost.ledger import stage_ledgers
-from solver.cost.metrics import OBJECTIVE_UNITS, THROUGHPUT_SCALE, objective_value
+from solver.cost.metrics import OBJECTIVE_UNITS, THROUGHPUT_SCALE, WEIGHTED_SCALE, Utopia, objective_value
 from solver.degrees import domains_of
 from solver.plan import Breakdown, StageLedger
 from solver.strategy import violations
@@ -138,11 +138,19 @@ def objective(evidence: Evidence) -> Iterator[Finding]:
 
 
 def certificate_value(evidence: Evidence) -> Iterator[Finding]:
-    """The objective integer; that of ``weighted`` depends on utopia values and is left to the exhaustive check."""
-    name, stated = evidence.problem.objective.name, evidence.plan.certificate.value
+    """The objective integer; that of ``weighted`` with the utopia values that the certificate states.
+
+    Whether those are the best values is the exhaustive check's to say.
+    """
+    objective, certificate = evidence.problem.objective, evidence.plan.certificate
+    name, stated, weights = objective.name, certificate.value, (0, 0)
     if name == "weighted":
-        return
-    true = objective_value(name, evidence.figures)
+        if certificate.utopia is None:
+            yield Finding("certificate-value", "the objective is weighted, but the certificate states no utopia values")
+            return
+        utopia = Utopia(certificate.utopia.latency_ns, certificate.utopia.inverse_efficiency_ns)
+        weights = utopia.weights(objective.latency_weight)
+    true = objective_value(name, evidence.figures, weights)
     if stated != true:
         yield Finding("certificate-value", f"the certificate's value is {stated}, recomputed {true}")
 
@@ -151,6 +159,12 @@ def objective_claim(evidence: Evidence) -> Iterator[Finding]:
     """Value and bound of the plan's objective in the unit of its metric."""
     name, claim, certificate = evidence.problem.objective.name, evidence.plan.objective, evidence.plan.certificate
     if name == "weighted":
+        for what, natural, integer in (
+            ("value", claim.value, certificate.value),
+            ("bound", claim.bound, certificate.bound),
+        ):
+            if not math.isclose(natural * WEIGHTED_SCALE, integer, rel_tol=FLOAT_TOLERANCE):
+                yield Finding("objective-value", f"the objective's {what} is {natural}, the certificate's is {integer}")
         return
     figures, osl = evidence.figures, evidence.problem.workload.osl
     rate = figures.throughput_tokens_per_s(osl)
