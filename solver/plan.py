@@ -100,7 +100,8 @@ class Placement(Spec):
 
     Instance ranks are laid out by the strategy's mesh order into scale-up domains. `expert_maps[m][r]` lists the
     logical experts in the slots of expert-parallel rank r; `map_of_layer[i]` names the map of the i-th MoE layer.
-    Sequences (numbered by ascending prompt length) are dealt to bins; bin ``(replica * attn_dp + dp_rank) * micro_batches + m``.
+    Sequences (numbered by ascending prompt length) are dealt to bins;
+    bin ``(replica * attn_dp + dp_rank) * micro_batches + m``.
     `bins` absent means even dealing of equal sequences: the first ``num_sequences % bins`` bins get one more.
     """
 

@@ -88,7 +88,7 @@ class Space(Spec):
 
     ``standard``: moe_ep over the divisors of the experts, of experts plus redundancy, and grid multiples of the
     scale-up domain; pp and batch over the grid 1 to 8, then four values an octave (10, 12, 14, 16, 20, ...), as
-    engines pad batches to captured sizes. ``all``: every integer (for small problems). Attention and expert TP and replicas
+    engines pad batches to captured sizes. ``all``: every integer (small problems). Attention and expert TP and replicas
     always take every legal value, so degrees need not be powers of two.
     """
 
