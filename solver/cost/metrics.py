@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from solver.cost.layers import Blocks, PhaseTimes
@@ -125,3 +126,24 @@ OBJECTIVE_UNITS: dict[ObjectiveName, str] = {
     "gpus": "GPUs",
     "weighted": "weighted share of 2^46",
 }
+
+NATURAL_UNITS: dict[ObjectiveName, str] = {
+    "latency": "ns",
+    "ttft": "ns",
+    "tpot": "ns",
+    "throughput": "tokens/s",
+    "efficiency": "tokens/s/GPU",
+    "gpus": "GPUs",
+    "weighted": "(1 is utopia)",
+}
+
+
+def natural_value(name: ObjectiveName, integer: int, osl: int) -> float:
+    """The objective integer in the unit of its metric (rates are inverted)."""
+    if name == "throughput":
+        return osl * 1e9 * THROUGHPUT_SCALE / integer if integer else math.inf
+    if name == "efficiency":
+        return osl * 1e9 / integer if integer else math.inf
+    if name == "weighted":
+        return integer / WEIGHTED_SCALE
+    return float(integer)

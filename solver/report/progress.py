@@ -30,13 +30,17 @@ def progress_text(objective: str, progress: Progress | None, elapsed_s: float) -
         return f"{objective}: building tables, {clock}"
     if progress.value is None or progress.gap is None:
         return f"{objective}: no plan yet, {clock}"
-    bound = _value(objective, progress.bound) if progress.bound > 0 else "none yet"
-    return f"{objective}: best {_value(objective, progress.value)}  bound {bound}  gap {progress.gap:.2%}  {clock}"
+    bound = _value(progress, progress.bound) if progress.bound > 0 else "none yet"
+    return f"{objective}: best {_value(progress, progress.value)}  bound {bound}  gap {progress.gap:.2%}  {clock}"
 
 
-def _value(objective: str, integer: int) -> str:
-    """An objective integer; those of rates and of the weighted sum have no unit of their own (smaller is better)."""
-    return short_ns(integer) if objective in ("latency", "ttft", "tpot") else f"{integer:,}"
+def _value(progress: Progress, integer: int) -> str:
+    """An objective integer in the unit of its metric."""
+    value = progress.natural(integer)
+    if progress.objective in ("latency", "ttft", "tpot"):
+        return short_ns(value)
+    units = {"throughput": " tokens/s", "efficiency": " tokens/s/GPU", "gpus": " GPUs"}
+    return f"{value:,.6g}{units.get(progress.objective, '')}"
 
 
 class _Line:

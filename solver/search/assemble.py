@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from importlib import metadata
 
@@ -19,7 +18,7 @@ from solver.certificate import (
 from solver.cost.layers import Blocks, PhaseTimes
 from solver.cost.leaves import Leaves
 from solver.cost.machine import Phase
-from solver.cost.metrics import OBJECTIVE_UNITS, THROUGHPUT_SCALE, WEIGHTED_SCALE, Figures, Utopia
+from solver.cost.metrics import NATURAL_UNITS, OBJECTIVE_UNITS, Figures, Utopia, natural_value
 from solver.degrees import Domains
 from solver.plan import (
     Breakdown,
@@ -35,29 +34,8 @@ from solver.search.loop import Outcome
 from solver.search.program import SearchLimits
 from solver.search.realise import Realised
 from solver.search.shapes import space_size
-from solver.specs.problem import ObjectiveName, Problem
+from solver.specs.problem import Problem
 from solver.strategy import Strategy, moe_tp_is_fastest, packing_of
-
-NATURAL_UNITS: dict[ObjectiveName, str] = {
-    "latency": "ns",
-    "ttft": "ns",
-    "tpot": "ns",
-    "throughput": "tokens/s",
-    "efficiency": "tokens/s/GPU",
-    "gpus": "GPUs",
-    "weighted": "(1 is utopia)",
-}
-
-
-def natural_value(name: ObjectiveName, integer: int, osl: int) -> float:
-    """The objective integer in the unit of its metric (rates are inverted)."""
-    if name == "throughput":
-        return osl * 1e9 * THROUGHPUT_SCALE / integer if integer else math.inf
-    if name == "efficiency":
-        return osl * 1e9 / integer if integer else math.inf
-    if name == "weighted":
-        return integer / WEIGHTED_SCALE
-    return float(integer)
 
 
 def assemble(problem: Problem, outcome: Outcome, limits: SearchLimits, utopia: Utopia | None, total_s: float) -> Plan:

@@ -24,6 +24,8 @@ MAX_FEASIBLE = 36
 """Feasible ones among them that are enough, and how many of one shape."""
 MAX_PER_SHAPE = 6
 MAX_DESCENTS = 4
+NEAR_ENOUGH = 1.01
+"""One descent is enough when it ends this close to the bound of all shapes."""
 MAX_STARTS = 2
 """Starts of different stage size or depth that are descended from."""
 
@@ -36,6 +38,8 @@ class Scores:
         self._utopia = utopia
         self._weights = utopia.weights(self.problem.objective.latency_weight) if utopia else (0, 0)
         self.known: dict[Strategy, int | None] = {}
+        self.root = 0.0
+        """Least sum of the phases' bounds over all shapes (of the most local layout)."""
         self._tokens = sequence_tokens(self.problem)
 
     def cells(self, shapes: list[tuple[int, int, int, int]]) -> tuple[Cells, Cells]:
@@ -89,6 +93,8 @@ def find_incumbent(scores: Scores, shapes: list[tuple[int, int, int, int]]) -> S
     for start in starts[:MAX_STARTS]:
         found = _descend(scores, start, shapes)
         best = found if best is None else _better(scores, best, found)
+        if best is not None and (scores.value(best) or 0) <= NEAR_ENOUGH * scores.root:
+            break
     return best
 
 
@@ -96,6 +102,7 @@ def _promising(scores: Scores, shapes: list[tuple[int, int, int, int]]) -> Itera
     """(shape, batch, prefill batch) in the order of their lower bounds, those that meet the TPOT limit in one stage."""
     decode, prefill = scores.cells(shapes)
     bound = decode.share.min(axis=2)[:, :, None] + prefill.share.min(axis=2)[:, None, :]
+    scores.root = float(bound.min())
     workload, leaves = scores.problem.workload, scores.leaves
     batch = np.array(decode.groups, dtype=np.float64)[None, :, None]
     prompts = np.array(prefill.groups, dtype=np.float64)[None, None, :]

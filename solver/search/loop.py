@@ -16,7 +16,7 @@ from solver.certificate import Iteration, Status
 from solver.cost.layers import Blocks
 from solver.cost.leaves import Leaves
 from solver.cost.ledger import stage_ledgers
-from solver.cost.metrics import Utopia, evaluate_times, objective_value
+from solver.cost.metrics import Utopia, evaluate_times, natural_value, objective_value
 from solver.degrees import Domains, domains_of
 from solver.search.bounds import Bounds, MemoryCut, StrategyCut
 from solver.search.incumbent import Scores, find_incumbent
@@ -24,7 +24,7 @@ from solver.search.program import Program, ProgramResult, SearchLimits
 from solver.search.realise import BlockCache, Realised, memory_violations, realise, slo_violations
 from solver.search.shapes import stage_shapes
 from solver.search.stages import StagesProblem, solve_stages
-from solver.specs.problem import Problem
+from solver.specs.problem import ObjectiveName, Problem
 from solver.strategy import Strategy, packing_of
 
 MAX_TURNS = 200
@@ -37,8 +37,15 @@ class Progress:
 
     phase: str
     value: int | None
+    """Objective integer of the best plan so far."""
     bound: int
     elapsed_s: float
+    objective: ObjectiveName
+    osl: int
+
+    def natural(self, integer: int) -> float:
+        """An objective integer in the unit of its metric."""
+        return natural_value(self.objective, integer, self.osl)
 
     @property
     def gap(self) -> float | None:
@@ -273,4 +280,14 @@ class Loop:
     def _report(self, value: int | None, bound: int) -> None:
         best = self.outcome.best
         known = min((v for v in (value, best.value if best else None) if v is not None), default=None)
-        self.on_progress(Progress("proving", known, max(bound, self.outcome.bound), time.monotonic() - self.started))
+        problem = self.problem
+        self.on_progress(
+            Progress(
+                "proving",
+                known,
+                max(bound, self.outcome.bound),
+                time.monotonic() - self.started,
+                problem.objective.name,
+                problem.workload.osl,
+            )
+        )

@@ -257,10 +257,11 @@ class Program:
         parameters.linearization_level = 0
         if limits.time_s is not None:
             parameters.max_time_in_seconds = max(0.01, limits.time_s)
+        solver.best_bound_callback = lambda bound: progress(None, int(bound))
         status = solver.solve(self.model, _Watch(progress))
         name = solver.status_name(status)
         if name == "MODEL_INVALID":
-            raise RuntimeError(f"the program is invalid: {self.model.validate()[:500]}")
+            raise InvalidModelError(f"the program is invalid: {self.model.validate()[:500]}")
         bound = int(solver.response_proto.inner_objective_lower_bound)
         if name not in ("OPTIMAL", "FEASIBLE"):
             return ProgramResult(name, None, 0, bound)
