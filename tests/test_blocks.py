@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import every_layout, every_load, every_placement, every_strategy
-from plans import small_llm, small_problem, small_workload
+from plans import small_cluster, small_llm, small_problem, small_workload
 from problems import draw
 
 from solver.cost.balance import load_factor_ppm, mean_ppm, rank_loads, sequence_tokens, slots_per_rank
@@ -186,9 +186,9 @@ def test_a_heavy_head_takes_layers_off_the_last_stage() -> None:
     # Prefill of several chunks waits for the slowest stage; the head of a large vocabulary weighs as much as layers.
     llm = small_llm(num_layers=8, vocab_size=2_000_000)
     workload = small_workload(isl=1000, concurrency=8, prefill_chunk_tokens=100)
-    problem = small_problem(llm=llm, workload=workload, objective={"name": "ttft"})
-    roomy = problem.cluster.gpu.model_copy(update={"memory": 80 * 10**9})
-    problem = problem.model_copy(update={"cluster": problem.cluster.model_copy(update={"gpu": roomy})})
+    problem = small_problem(
+        llm=llm, workload=workload, cluster=small_cluster(memory="80 GB"), objective={"name": "ttft"}
+    )
     layout = stages_of(problem, Strategy(pp=2, batch=8))
     assert layout is not None
     assert layout[0] > layout[1]
@@ -214,7 +214,7 @@ def test_more_stages_than_layers_have_no_layout() -> None:
 def test_many_layers_are_split_at_once() -> None:
     """61 layers of two kinds over 16 stages; an objective that counts both phases must not be climbed ns by ns."""
     llm = small_llm(num_layers=61, dense_width=2000, moe_layers=list(range(3, 61)))
-    problem = small_problem(llm=llm, objective={"name": "efficiency"})
+    problem = small_problem(llm=llm, cluster=small_cluster(memory="80 GB"), objective={"name": "efficiency"})
     for pp, micro_batches in product((2, 3, 7, 16), (1, 2)):
         layout = stages_of(problem, Strategy(pp=pp, micro_batches=micro_batches, batch=8))
         assert layout is not None

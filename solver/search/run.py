@@ -61,7 +61,7 @@ def _none(problem: Problem, outcome: Outcome, started: float) -> NoPlan:
         return NoPlan(
             status="INFEASIBLE", reasons=reasons, problem_digest=problem.digest, wall_s=time.monotonic() - started
         )
-    what = "interrupted" if outcome.interrupted else "the time limit ended the search"
+    what = "an interrupt or the time limit ended the search"
     return NoPlan(
         status="UNKNOWN",
         reasons=(f"{what} before any plan was found or excluded; give it more time",),
