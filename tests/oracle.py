@@ -157,7 +157,11 @@ def every_factor(problem: Problem, moe_ep: int) -> tuple[int, ...]:
     """Mean load factor of every joint placement of the MoE layers, each value once, ascending (ppm)."""
     if not problem.llm.is_moe:
         return (PPM,)
-    return _factors(expert_counts(problem), tuple(slots_per_rank(num_slots(problem.llm, problem.redundant_experts), moe_ep)))
+    return _factors(expert_counts(problem), _capacities(problem, moe_ep))
+
+
+def _capacities(problem: Problem, moe_ep: int) -> tuple[int, ...]:
+    return tuple(slots_per_rank(num_slots(problem.llm, problem.redundant_experts), moe_ep))
 
 
 @cache
@@ -173,7 +177,7 @@ def least_factor(problem: Problem, moe_ep: int) -> int:
     """The least of :func:`every_factor`: layers are placed independently of one another."""
     if not problem.llm.is_moe:
         return PPM
-    capacities = tuple(slots_per_rank(num_slots(problem.llm, problem.redundant_experts), moe_ep))
+    capacities = _capacities(problem, moe_ep)
     return mean_ppm([_layer_factors(counts, capacities)[0] for counts in expert_counts(problem)])
 
 

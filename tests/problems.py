@@ -72,7 +72,7 @@ def _draw(rng: random.Random) -> Problem:
     }
     parts["pins"] = _pins(rng, gpus, moe=moe)
     parts["cluster"], parts["workload"] = Cluster.read(cluster, "test"), Workload.read(workload, "test")
-    return _shrunk(rng, parts, moe=moe)
+    return _shrunk(rng, parts)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -226,9 +226,8 @@ def candidates(parts: dict[str, Any]) -> int:
     moe = llm.is_moe
     shapes = 0
     for stage in range(1, budget + 1):
-        tps = [t for t in range(1, stage + 1) if stage % t == 0 and llm.num_heads % t == 0 and _free(pins, "attn_tp", t)]
-        if not moe:
-            tps = [t for t in tps if t == stage]
+        tps = [t for t in range(1, stage + 1) if stage % t == 0 and llm.num_heads % t == 0 and (moe or t == stage)]
+        tps = [t for t in tps if _free(pins, "attn_tp", t)]
         pairs = sum(1 for e in range(1, stage + 1) if stage % e == 0 and _free(pins, "moe_ep", e)) if moe else 1
         for pp in range(1, space["max_pp"] + 1):
             if not _free(pins, "pp", pp):
@@ -236,7 +235,9 @@ def candidates(parts: dict[str, Any]) -> int:
             replicas = budget // (stage * pp) if "replicas" not in pins else 1
             micro = pp if "micro_batches" not in pins else 1
             shapes += len(tps) * pairs * replicas * micro * (2 if pp > 1 and "mesh_order" not in pins else 1)
-    knobs = (1 if "batch" in pins else space["max_batch"]) * (1 if "prefill_batch" in pins else space["max_prefill_batch"])
+    knobs = 1
+    for name in ("batch", "prefill_batch"):
+        knobs *= 1 if name in pins else space[f"max_{name}"]
     for name in ("decode_allreduce", "prefill_allreduce"):
         knobs *= 1 if name in pins else 3
     for phase in ("decode", "prefill"):
@@ -249,7 +250,7 @@ def _free(pins: dict[str, Any], name: str, value: int) -> bool:
     return name not in pins or pins[name] == value
 
 
-def _shrunk(rng: random.Random, parts: dict[str, Any], *, moe: bool) -> Problem:
+def _shrunk(rng: random.Random, parts: dict[str, Any]) -> Problem:
     """Pins one knob after another until the problem is small enough."""
     pins, space = parts["pins"], parts["space"]
     knobs: list[tuple[str, tuple[Any, ...]]] = [
@@ -283,11 +284,9 @@ def _limited(rng: random.Random, problem: Problem, priced: list[tuple[Figures, i
         gpu = problem.cluster.gpu.model_copy(update={"memory": max(2**20, int((memory + 1) * 1024 / usable))})
         changes["cluster"] = problem.cluster.model_copy(update={"gpu": gpu})
     slo: dict[str, str] = {}
-    for name, read in (
-        ("ttft", lambda f: f.ttft_ns), ("tpot", lambda f: f.tpot_ns), ("request_latency", lambda f: f.request_latency_ns)
-    ):  # fmt: skip
+    for name in ("ttft", "tpot", "request_latency"):
         if rng.random() < 0.2:
-            values = sorted(read(figures) for figures, _ in priced)
+            values = sorted(getattr(figures, f"{name}_ns") for figures, _ in priced)
             slo[name] = f"{max(1, int(values[int(len(values) * rng.random())] * rng.choice([0.9, 1, 1, 1.1])))} ns"
     if slo:
         changes["workload"] = Workload.read({**problem.workload.model_dump(), "slo": slo}, "test")

@@ -23,6 +23,7 @@ from solver.plan import NoPlan, Plan
 from solver.search.monolith import solve_monolith
 from solver.search.program import SearchLimits
 from solver.specs.problem import ENGINES, OBJECTIVES, Objective, Problem
+from solver.specs.workload import Slo
 from solver.strategy import Strategy, num_chunks, packing_of
 
 SEEDS = range(240)
@@ -120,7 +121,7 @@ def test_the_problems_cover_every_feature() -> None:
             "odd domain": p.cluster.domain_gpus & (p.cluster.domain_gpus - 1) > 0,
             "several domains": p.cluster.num_domains > 1,
             "exact gpus": p.gpus_exact is not None,
-            "slo": any(limit is not None for limit in (workload.slo.ttft, workload.slo.tpot, workload.slo.request_latency)),
+            "slo": workload.slo != Slo(),
             "pins": bool(p.pins.given()),
             "speculative": workload.speculative is not None,
             "free concurrency": workload.concurrency is None,

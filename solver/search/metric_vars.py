@@ -1,4 +1,4 @@
-"""Metrics as variables, shared by the program (everything free) and the stages block (only the layout free)."""
+"""Metrics of the program as variables, and the SLOs on them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from ortools.sat.python import cp_model
 
 from solver.cost.leaves import PPM, Leaves
 from solver.search.choice import Expr
-from solver.specs.workload import Slo
 
 MAX_STEP_NS = 10**11
 """A step or prefill pass above 100 s is not considered."""
@@ -36,9 +35,8 @@ class MetricVars:
     """
 
     def __init__(
-        self, model: cp_model.CpModel, leaves: Leaves, step: Expr, ttft: Expr, round_ns: Expr, others: Expr,
-        *, with_slos: bool = True,
-    ) -> None:  # fmt: skip
+        self, model: cp_model.CpModel, leaves: Leaves, step: Expr, ttft: Expr, round_ns: Expr, others: Expr
+    ) -> None:
         workload = leaves.problem.workload
         longest = min(MAX_STEP_NS, MAX_TOTAL_NS // workload.osl)
         token = model.new_int_var(0, longest, "decode")
@@ -49,7 +47,7 @@ class MetricVars:
         self.latency = model.new_int_var(0, MAX_TOTAL_NS, "latency")
         model.add(self.latency >= self.ttft + (workload.osl - 1) * self.tpot)
         self.cycle: Expr = workload.osl * token + others + round_ns
-        slo = workload.slo if with_slos else Slo()
+        slo = workload.slo
         for limit, metric in ((slo.ttft, self.ttft), (slo.tpot, self.tpot), (slo.request_latency, self.latency)):
             if limit is not None:
                 model.add(metric <= limit)

@@ -115,7 +115,7 @@ class Monolith(Program):
 
     # --- experts to ranks ---------------------------------------------------------------------------------------------
 
-    def _tables(self, bounds: Bounds, utopia: Utopia | None, upper: int | None) -> list[PhaseTables]:
+    def _tables(self, bounds: Bounds, utopia: Utopia | None, upper: int | None) -> list[PhaseTables]:  # noqa: ARG002
         """Cost tables with a row for every load factor that a placement may have."""
         d = self.degrees
         self.root_bound, self.tables_digest = 0, ""

@@ -1,0 +1,656 @@
+"""The cost model by hand: one formula, one tiny test, the arithmetic in a comment (DESIGN 5).
+
+Hardware in round numbers: 1000 FLOP/ns at full efficiency, 50 bytes/ns of memory and 10 bytes/ns inside a domain of
+four GPUs (1 byte/ns between domains) after efficiencies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from oracle import StageTimes
+
+from solver.cost import balance
+from solver.cost.attention import attended_pairs
+from solver.cost.experts import routing_noise
+from solver.cost.layers import Blocks, PhaseTimes
+from solver.cost.leaves import Leaves, as_ints
+from solver.cost.ledger import stage_ledgers
+from solver.cost.machine import Phase, ceil_int
+from solver.cost.metrics import Figures, Utopia, evaluate_times, figures_of, objective_value
+from solver.specs.calibration import Calibration
+from solver.specs.hardware import Cluster
+from solver.specs.llm import Llm
+from solver.specs.problem import Problem
+from solver.specs.workload import Workload
+from solver.strategy import Strategy, chunk_tokens, max_prefill_batch, new_prompt_tokens, num_chunks, packing_of
+
+CALIBRATION: dict[str, Any] = {
+    "name": "round", "source": "test", "compute_efficiency_prefill": 0.5, "compute_efficiency_decode": 0.25,
+    "attention_efficiency": 0.5, "grouped_gemm_half_rows": 0.0, "memory_efficiency": 0.5, "link_efficiency": 0.5,
+    "launch": "100 ns", "host_step": "1000 ns", "collective_base": "10 ns", "overlap_sm_share": 0.2,
+    "overlap_sync": "7 ns", "usable_memory": 0.5, "framework_reserve": "1024 B", "communicator_reserve": "2048 B",
+    "graph_reserve": "3000 B", "origins": {"*": {"provenance": "assumed", "source": "test"}},
+}  # fmt: skip
+CLUSTER: dict[str, Any] = {
+    "name": "round", "source": "test", "num_gpus": 16, "gpus_per_node": 4,
+    "gpu": {"name": "round", "source": "test", "peak": {"bf16": "1 TFLOP/s", "fp8": "2 TFLOP/s"}, "memory": "4 MiB",
+            "memory_bandwidth": "100 GB/s"},
+    "levels": [
+        {"name": "inside", "gpus": 4, "bandwidth": "20 GB/s", "latency": "100 ns", "source": "test"},
+        {"name": "between", "bandwidth": "2 GB/s", "latency": "1 us", "source": "test"},
+    ],
+}  # fmt: skip
+LLM: dict[str, Any] = {
+    "name": "round", "source": "test", "num_layers": 4, "hidden_size": 100, "num_heads": 8, "num_kv_heads": 4,
+    "head_dim": 10, "vocab_size": 1000, "moe": {"num_experts": 8, "top_k": 2, "expert_width": 40},
+}  # fmt: skip
+WORKLOAD: dict[str, Any] = {"name": "round", "source": "test", "isl": 100, "osl": 10, "concurrency": 8}
+MLA = {"kv_lora_rank": 60, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 10}
+
+
+def problem_of(
+    llm: dict[str, Any] | None = None, workload: dict[str, Any] | None = None, calibration: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Problem:  # fmt: skip
+    parts: dict[str, Any] = {
+        "llm": Llm.read({**LLM, **(llm or {})}, "test"),
+        "cluster": Cluster.read(CLUSTER, "test"),
+        "workload": Workload.read({**WORKLOAD, **(workload or {})}, "test"),
+        "calibration": Calibration.read({**CALIBRATION, **(calibration or {})}, "test"),
+        **changes,
+    }
+    return Problem(**parts)
+
+
+def leaves_of(llm: dict[str, Any] | None = None, **parts: Any) -> Leaves:
+    return Leaves(problem_of(llm, **parts))
+
+
+# --- 5.1 operators and rounding ----
+
+
+def test_a_leaf_is_rounded_up_once() -> None:
+    assert [int(ceil_int(x)) for x in (2.0, 2.1, 2.9999, 0.0)] == [2, 3, 3, 0]
+
+
+def test_a_millionth_is_noise_of_floating_point() -> None:
+    assert int(ceil_int(2.0000009)) == 2
+
+
+def test_an_operator_takes_the_larger_of_compute_and_memory() -> None:
+    machine = leaves_of().machine
+    # 1000 FLOP at 250/ns = 4 ns against 500 bytes at 50/ns = 10 ns, and two launches of 100 ns.
+    assert int(machine.operator_ns(np.array(1000.0), np.array(500.0), 250.0, 2)) == 210
+    assert int(machine.operator_ns(np.array(9000.0), np.array(500.0), 250.0, 2)) == 236
+
+
+def test_eight_bit_weights_multiply_on_their_own_unit() -> None:
+    machine = leaves_of().machine
+    assert (machine.peak_flop_per_ns("bf16"), machine.peak_flop_per_ns("fp8")) == (1000, 2000)
+    # 4-bit weights without a 4-bit unit are expanded to 16 bit on the fly.
+    assert machine.peak_flop_per_ns("mxfp4") == 1000
+
+
+# --- 5.2 attention projections ----
+
+
+@pytest.mark.parametrize(("tp", "weights"), [(1, 24000), (2, 12000), (4, 6000), (8, 4000)])
+def test_kv_heads_are_replicated_beyond_their_number(tp: int, weights: int) -> None:
+    # h d (H + H + 2 H_kv) = 100 * 10 * (8 + 8 + 8) = 24000, of it 8000 for KV, split at most 4 ways:
+    # at TP 8 a rank holds 16000 / 8 + 8000 / 4 = 4000, not 3000.
+    assert int(leaves_of().attention.weights("full", *as_ints(tp))) == weights
+
+
+def test_latent_projections_are_replicated_by_tp() -> None:
+    # Down-projection h (60 + 4) = 6400 on every rank. Q: 100 * 8 * 12 = 9600, KV up: 60 * 8 * 18 = 8640,
+    # out: 8 * 10 * 100 = 8000, together 26240, of which TP 8 holds 3280.
+    assert int(leaves_of({"mla": MLA}).attention.weights("full", *as_ints(8))) == 6400 + 3280
+
+
+def test_projections_read_their_weights_whatever_the_batch() -> None:
+    attention = leaves_of().attention
+    # One token: 24000 * 2 + 2 * 100 * 2 = 48400 bytes / 50 = 968 ns against 48000 / 250 = 192; four launches.
+    assert int(attention.projection_ns("full", "decode", *as_ints(1, 1))) == 968 + 400
+    # Ten tokens: 480000 FLOP / 250 = 1920 ns against 52000 / 50 = 1040.
+    assert int(attention.projection_ns("full", "decode", *as_ints(1, 10))) == 1920 + 400
+    # In prefill the same GEMM reaches 500 FLOP/ns: 960 ns, so memory (1040) decides.
+    assert int(attention.projection_ns("full", "prefill", *as_ints(1, 10))) == 1040 + 400
+
+
+# --- 5.3 attention core ----
+
+
+@pytest.mark.parametrize(("tp", "picoseconds"), [(1, 3200), (2, 1600), (4, 800), (8, 800)])
+def test_decode_reads_the_cache(tp: int, picoseconds: int) -> None:
+    # 2 * 4 heads * 10 * 2 bytes = 160 bytes / 50 = 3.2 ns per cached token; one KV head is the least a rank reads.
+    assert int(leaves_of().attention.decode_core_ps("full", *as_ints(tp))[0]) == picoseconds
+
+
+def test_decode_core_of_the_heaviest_rank() -> None:
+    # 1000 tokens of context at 3.2 ns, one launch.
+    assert int(leaves_of().attention.decode_core_ns("full", *as_ints(1, 1000, 8))) == 3300
+
+
+@pytest.mark.parametrize(("tp", "picoseconds"), [(1, 3968), (4, 2560), (8, 2560)])
+def test_the_latent_cache_is_not_split_by_tp(tp: int, picoseconds: int) -> None:
+    # Bytes: (60 + 4) * 2 = 128 / 50 = 2.56 ns whatever TP. FLOP: 2 * 8 * (2 * 60 + 4) = 1984 / 500 = 3.968 ns at TP 1.
+    assert int(leaves_of({"mla": MLA}).attention.decode_core_ps("full", *as_ints(tp))[0]) == picoseconds
+
+
+def test_a_window_caps_what_decode_reads() -> None:
+    llm = {"attention_kinds": ["sliding"], "sliding_window": 64}
+    token, sequence = leaves_of(llm).attention.decode_core_ps("sliding", *as_ints(1))
+    assert (int(token), int(sequence)) == (0, 64 * 3200)
+    # A window beyond the longest sequence (100 + 10 tokens) is the whole sequence.
+    wide = leaves_of({**llm, "sliding_window": 5000}).attention.decode_core_ps("sliding", *as_ints(1))
+    assert int(wide[1]) == 110 * 3200
+
+
+def test_sparse_attention_scores_every_token_and_reads_the_best() -> None:
+    llm = {"mla": MLA, "attention_kinds": ["sparse"], "indexer": {"top_k": 50, "num_heads": 2, "head_dim": 16}}
+    token, sequence = leaves_of(llm).attention.decode_core_ps("sparse", *as_ints(8))
+    # Index key: 16 + 4 bytes / 50 = 0.4 ns (FLOP 2 * 2 * 16 / 500 = 0.128). Then 50 tokens at 2.56 ns.
+    assert (int(token), int(sequence)) == (400, 50 * 2560)
+
+
+def test_linear_attention_reads_and_writes_its_state() -> None:
+    llm = {
+        "attention_kinds": ["linear"],
+        "linear": {"num_key_heads": 2, "num_value_heads": 4, "key_head_dim": 10, "value_head_dim": 10, "conv_kernel": 2},
+    }
+    token, sequence = leaves_of(llm).attention.decode_core_ps("linear", *as_ints(1))
+    # State: 4 bytes * (4 * 10 * 10 + 2 * (2 * 2 * 10 + 4 * 10)) = 4 * 560 = 2240; twice that / 50 = 89.6 ns.
+    assert (int(token), int(sequence)) == (0, 89600)
+
+
+def test_verifying_drafts_multiplies_the_work_of_the_core() -> None:
+    workload = {"speculative": {"draft": 15, "accepted": 1.0}}
+    # 4 * 8 * 10 = 320 FLOP per cached token, 16 tokens a step: 5120 / 500 = 10.24 ns; the cache is read once.
+    assert int(leaves_of(workload=workload).attention.decode_core_ps("full", *as_ints(1))[0]) == 10240
+
+
+def test_prefill_is_quadratic_with_the_causal_half() -> None:
+    # 100 * 101 / 2 = 5050 pairs, 2 * 8 heads * (10 + 10) * 5050 = 1_616_000 FLOP / 500 = 3232 ns per prompt.
+    attention = leaves_of().attention
+    assert int(attention.prefill_core_ns("full", *as_ints(1, 1))) == 3232 + 100
+    assert int(attention.prefill_core_ns("full", *as_ints(1, 3))) == 3 * 3232 + 100
+    assert int(attention.prefill_core_ns("full", *as_ints(2, 1))) == 1616 + 100
+
+
+def test_prefill_on_top_of_a_cached_prefix() -> None:
+    # 50 new tokens: 50 * 50 + 50 * 51 / 2 = 3775 pairs, 2 * 8 * 20 * 3775 / 500 = 2416 ns.
+    leaves = leaves_of(workload={"prefix_hit_rate": 0.5})
+    assert int(leaves.attention.prefill_core_ns("full", *as_ints(1, 1))) == 2416 + 100
+
+
+@pytest.mark.parametrize(
+    ("new", "cached", "window", "pairs"),
+    [(100, 0, None, 5050), (50, 50, None, 3775), (100, 0, 10, 955), (10, 90, 10, 100), (10, 5, 10, 90), (3, 2, 9, 12)],
+)
+def test_attended_pairs(new: int, cached: int, window: int | None, pairs: int) -> None:
+    # Window 10: 1 + ... + 10 = 55, then 90 queries of 10. With 5 cached: 6 + ... + 10 = 40, then 5 queries of 10.
+    assert attended_pairs(new, cached, window) == pairs
+
+
+def test_prompts_are_cut_into_equal_chunks() -> None:
+    problem = problem_of(workload={"isl": 1000, "prefix_hit_rate": 0.1, "prefill_chunk_tokens": 400})
+    # 900 new tokens, 3 chunks of 300; no second prompt fits a chunk.
+    assert (new_prompt_tokens(problem), num_chunks(problem), chunk_tokens(problem)) == (900, 3, 300)
+    assert max_prefill_batch(problem) == 1
+    assert max_prefill_batch(problem_of(workload={"prefill_chunk_tokens": 400})) == 4
+    assert new_prompt_tokens(problem_of(workload={"isl": 1, "prefix_hit_rate": 0.9})) == 1
+
+
+# --- 5.4 experts ----
+
+
+def test_distinct_experts_are_touched_not_k() -> None:
+    experts = leaves_of().experts
+    assert experts is not None
+    # p = 2/8. One token: 8 * (1 - 0.75) = 2. Two: 8 * (1 - 0.5625) = 3.5. Half of that on each of two ranks.
+    assert float(experts.touched(*as_ints(1, 1))) == 2
+    assert float(experts.touched(*as_ints(1, 2))) == 3.5
+    assert float(experts.touched(*as_ints(2, 2))) == 1.75
+    assert float(experts.touched(*as_ints(2, 10000))) == 4
+
+
+def test_an_uneven_rank_touches_its_share() -> None:
+    # 8 experts on 3 ranks: the fullest holds 3 of 8 slots, 3/8 * 3.5.
+    experts = leaves_of().experts
+    assert experts is not None
+    assert float(experts.touched(*as_ints(3, 2))) == 3 / 8 * 3.5
+
+
+def test_replicas_are_always_touched() -> None:
+    experts = leaves_of(redundant_experts=8).experts
+    assert experts is not None
+    # 16 slots on two ranks: 8/16 * (3.5 + 8).
+    assert float(experts.touched(*as_ints(2, 2))) == 5.75
+
+
+def test_skewed_loads_touch_fewer_experts() -> None:
+    counts = [[100, 100, 0, 0, 0, 0, 0, 0]] * 4
+    experts = leaves_of(workload={"expert_loads": {"source": "test", "counts": counts}}).experts
+    assert experts is not None
+    # Two experts take everything: p = 1 for both, whatever the number of tokens.
+    assert float(experts.touched(*as_ints(1, 100))) == 2
+
+
+def test_grouped_gemms_by_hand() -> None:
+    experts = leaves_of().experts
+    assert experts is not None
+    # Expert: 3 * 100 * 40 = 12000 weights. 4 tokens: 8 rows, 192000 FLOP / 250 = 768 ns; touched
+    # 8 * (1 - 0.75^4) = 5.46875 experts * 24000 bytes + 2 * 8 * 200 bytes = 134450 / 50 = 2689 ns; six launches.
+    assert int(experts.compute_ns("decode", *as_ints(1, 1, 4, 10**6))) == 2689 + 600
+    # Expert TP 2 halves weights and FLOP, not the rows: (65625 + 3200) / 50 = 1376.5.
+    assert int(experts.compute_ns("decode", *as_ints(2, 1, 4, 10**6))) == 1377 + 600
+
+
+def test_few_rows_per_expert_lower_the_efficiency() -> None:
+    experts = leaves_of(calibration={"grouped_gemm_half_rows": 4.0}).experts
+    assert experts is not None
+    # 4 * 2 / 8 = 1 row per expert: a fifth of the rate, 768 * 5 = 3840 ns.
+    assert int(experts.compute_ns("decode", *as_ints(1, 1, 4, 10**6))) == 3840 + 600
+
+
+def test_a_single_rank_has_no_routing_noise() -> None:
+    assert float(routing_noise(np.array(1), np.array(3.0))) == 1
+
+
+def test_routing_noise_of_two_poisson_ranks() -> None:
+    # E max of two Poisson(1) = sum over x of 1 - F(x)^2 = 0.8647 + 0.4587 + 0.1542 + 0.0376 + 0.0073 + 0.0014 = 1.5238;
+    # the surplus times sqrt(1 - 1/2).
+    assert float(routing_noise(np.array(2), np.array(1.0))) == pytest.approx(1 + 0.5238 * 0.5**0.5, abs=2e-4)
+
+
+def test_routing_noise_of_deepseek() -> None:
+    # 1,024 tokens x 8 experts on 32 ranks: 256 rows a rank, balanced to 1 / 0.88 (DESIGN 5).
+    assert 1 / float(routing_noise(np.array(32), np.array(256.0))) == pytest.approx(0.88, abs=0.01)
+
+
+def test_the_busiest_rank_cannot_hold_more_than_everything() -> None:
+    experts = leaves_of().experts
+    assert experts is not None
+    # One token on 8 ranks of one expert: at most one row a rank, mean 2/8: factor 4, whatever the placement says.
+    assert float(experts.load_factor(*as_ints(8, 1, 9 * 10**6))) == 4
+
+
+def test_imbalance_multiplies_the_rows() -> None:
+    experts = leaves_of().experts
+    assert experts is not None
+    even, skewed = (float(experts.load_factor(*as_ints(2, 1000, ppm))) for ppm in (10**6, 1_500_000))
+    assert skewed == pytest.approx(1.5 * even)
+
+
+# --- 5.5 dense layers, shared experts, embedding, head ----
+
+
+def test_dense_layers_by_hand() -> None:
+    leaves = leaves_of({"moe": None, "dense_width": 80})
+    # 3 * 100 * 80 = 24000 weights: like the projections, 968 ns for one token, three launches.
+    assert int(leaves.ffn.dense_ns("decode", *as_ints(1, 1))) == 968 + 300
+    assert int(leaves.ffn.dense_ns("decode", *as_ints(2, 1))) == 488 + 300
+
+
+def test_shared_experts_are_always_active() -> None:
+    shared = leaves_of({"moe": {**LLM["moe"], "shared_width": 80}})
+    assert int(shared.ffn.shared_ns("decode", *as_ints(1, 1))) == 968 + 200
+    assert int(leaves_of().ffn.shared_ns("decode", *as_ints(1, 1))) == 0
+
+
+def test_embedding_is_looked_up_and_reduced() -> None:
+    ffn = leaves_of().ffn
+    # 10 tokens: 2 * 10 * 200 bytes / 50 = 80 ns and a launch; TP 4 adds the best all-reduce of 2000 bytes:
+    # tree 2 * 2 * 100 + 2 * 2000 / 10 + 10 = 810 (ring: 600 + 300 + 10 = 910).
+    assert int(ffn.embedding_ns(*as_ints(1, 10))) == 180
+    assert int(ffn.embedding_ns(*as_ints(4, 10))) == 180 + 810
+
+
+def test_the_head_multiplies_gathers_and_samples() -> None:
+    ffn = leaves_of().ffn
+    # 10 rows: 2 * 10 * 100000 FLOP / 250 = 8000 ns against (200000 + 40000) / 50 = 4800; three launches.
+    assert int(ffn.head_ns("decode", *as_ints(1, 10))) == 8300
+    # TP 4: 2000 ns, and an all-gather of 40000 bytes: 3 * 100 + 0.75 * 40000 / 10 + 10 = 3310.
+    assert int(ffn.head_ns("decode", *as_ints(4, 10))) == 2300 + 3310
+
+
+# --- 5.6 all-reduce ----
+
+
+@pytest.mark.parametrize(("algorithm", "time"), [("ring", 760), ("tree", 610), ("hierarchical", 760)])
+def test_allreduce_inside_a_domain(algorithm: str, time: int) -> None:
+    # Ring 2 * 3 * 100 + 2 * 3/4 * 1000 / 10 + 10; tree 2 * 2 * 100 + 2 * 1000 / 10 + 10; hierarchical is the ring here.
+    assert int(leaves_of().comm.allreduce_ns(algorithm, *as_ints(4, 4), np.array(1000.0))) == time  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("algorithm", "time"), [("ring", 15760), ("tree", 8010), ("hierarchical", 3010)])
+def test_allreduce_across_domains(algorithm: str, time: int) -> None:
+    # 8 ranks in two domains, 1 byte/ns and 1000 ns between them. Ring 14000 + 1750; tree 6000 + 2000; hierarchical
+    # 600 + 150 inside, 2 * 1000 + 2 * 1/2 * 250 across.
+    assert int(leaves_of().comm.allreduce_ns(algorithm, *as_ints(8, 4), np.array(1000.0))) == time  # type: ignore[arg-type]
+
+
+def test_a_group_of_one_has_nothing_to_reduce() -> None:
+    assert int(leaves_of().comm.allreduce_ns("ring", *as_ints(1, 1), np.array(1000.0))) == 0
+
+
+def test_tree_rounds_its_depth_up() -> None:
+    # 3 ranks: depth 2: 2 * 2 * 100 + 2 * 1000 / 10 + 10.
+    assert int(leaves_of().comm.allreduce_ns("tree", *as_ints(3, 4), np.array(1000.0))) == 610
+
+
+# --- 5.7 dispatch and combine ----
+
+
+def test_a_token_goes_once_to_each_distinct_rank() -> None:
+    # 4 (1 - (3/4)^2) = 1.75 of 4 ranks, not 2.
+    assert float(leaves_of().comm.destinations(*as_ints(4))) == 1.75
+
+
+def test_node_limited_routing_bounds_the_destinations() -> None:
+    limited = leaves_of({"moe": {**LLM["moe"], "num_groups": 4, "groups_per_token": 1}})
+    assert float(limited.comm.destinations(*as_ints(4))) == 1  # one group of one rank
+    assert float(limited.comm.destinations(*as_ints(8))) == pytest.approx(8 * (1 - (7 / 8) ** 2))  # 1.875 of two ranks
+
+
+def test_eight_bit_dispatch_carries_its_scales() -> None:
+    # 100 bytes and one fp32 scale per (begun) 128 elements; back in 16 bit.
+    comm = leaves_of({"dtypes": {"dispatch": "fp8"}}).comm
+    assert (comm.dispatch_bytes, comm.token_bytes) == (104, 200)
+
+
+def test_all_to_all_inside_a_domain() -> None:
+    # 40 tokens over 4 ranks: 10 each * 1.75 copies * 200 bytes, 3/4 of them leave: 2625 / 10 = 262.5 ns; + 100 + 10,
+    # rounded up to 373, twice.
+    assert int(leaves_of().comm.all_to_all_ns(*as_ints(1, 4, 4), np.array(40.0))) == 746
+
+
+def test_all_to_all_is_as_slow_as_its_slowest_level() -> None:
+    # 8 ranks, 4 in a domain: 5 tokens each * 1.875 copies * 200 bytes = 1875; half of it crosses at 1 byte/ns: 937.5
+    # (3/8 stays inside: 70 ns); + 1000 + 10, rounded up to 1948, twice.
+    assert int(leaves_of().comm.all_to_all_ns(*as_ints(1, 8, 4), np.array(40.0))) == 3896
+
+
+def test_expert_tp_receives_every_copy() -> None:
+    # moe_tp 2 x moe_ep 2 in a domain: 10 tokens each * 1.5 destinations * 2 shards * 200 bytes * 3/4 / 10 = 450.
+    assert int(leaves_of().comm.all_to_all_ns(*as_ints(2, 2, 4), np.array(40.0))) == 2 * (450 + 110)
+
+
+def test_gather_moves_every_token_to_every_rank() -> None:
+    # 40 tokens * 200 bytes = 8000: 3 * 100 + 3/4 * 8000 / 10 + 10 = 910, and back.
+    assert int(leaves_of().comm.gather_ns(*as_ints(4, 4, 40))) == 1820
+
+
+def test_one_group_reduces_instead_of_exchanging() -> None:
+    """With one attention group every rank has all tokens: the exchange is a second all-reduce over the stage."""
+    problem = problem_of()
+    strategy = Strategy(attn_tp=4, moe_ep=4, batch=8, decode_allreduce="tree")
+    layer = layer_of(problem, strategy, "decode")
+    # 8 tokens * 200 bytes: tree 400 + 2 * 1600 / 10 + 10 = 730.
+    assert (layer.allreduce_ns, layer.exchange_ns) == (730, 730)
+
+
+def test_attention_groups_gather_their_tokens_after_the_exchange() -> None:
+    # A2x2 on four ranks: gather of 16 tokens (2 * (300 + 0.75 * 3200 / 10 + 10) = 1100) and the TP gather of the group's
+    # 8 tokens: 100 + 0.5 * 1600 / 10 + 10 = 190; one TP all-reduce after attention: ring 200 + 1600 / 10 + 10 = 370.
+    layer = layer_of(problem_of(), Strategy(attn_tp=2, attn_dp=2, moe_ep=4, batch=8), "decode")
+    assert (layer.allreduce_ns, layer.exchange_ns) == (370, 1100 + 190)
+
+
+def test_shared_experts_need_their_own_allreduce_beside_all_to_all() -> None:
+    shared = problem_of({"moe": {**LLM["moe"], "shared_width": 80}})
+    strategy = Strategy(attn_tp=2, attn_dp=2, moe_ep=4, batch=8, decode_dispatch="all_to_all")
+    assert layer_of(shared, strategy, "decode").allreduce_ns == 2 * 370
+    assert layer_of(problem_of(), strategy, "decode").allreduce_ns == 370
+
+
+def layer_of(problem: Problem, strategy: Strategy, phase: Phase) -> Any:
+    """The first layer with balanced blocks."""
+    blocks = Blocks(strategy.batch * 105, 10**6, (4,))
+    return PhaseTimes(Leaves(problem), strategy, packing_of(problem, strategy), phase, blocks).layer(problem.llm.layers[0])
+
+
+# --- 5.8 pipeline ----
+
+
+def test_hops_between_stages() -> None:
+    comm = leaves_of().comm
+    # 10 tokens * 200 bytes: 2000 / 10 + 100 + 10 inside, split over TP 4: 500 / 10 + 110; 2000 / 1 + 1000 + 10 outside.
+    assert int(comm.hop_ns(*as_ints(1, 1, 10))) == 310
+    assert int(comm.hop_ns(*as_ints(4, 1, 10))) == 160
+    assert int(comm.hop_ns(*as_ints(1, 0, 10))) == 3010
+    assert (int(comm.return_ns(*as_ints(1))), int(comm.return_ns(*as_ints(0)))) == (110, 1010)
+
+
+def figures(problem: Problem, strategy: Strategy, decode: tuple[int, ...], prefill: tuple[int, ...]) -> Figures:
+    """Metrics of stages that take so many ns, 300 ns a hop in decode (110 back), 400 in prefill."""
+    leaves = Leaves(problem)
+    phases = StageTimes(leaves, decode, 300, 110), StageTimes(leaves, prefill, 400, 0)
+    return figures_of(problem, strategy, *phases)  # type: ignore[arg-type]
+
+
+def test_a_decode_step_is_the_path_or_the_slowest_stage_times_the_micro_batches() -> None:
+    problem = problem_of()
+    # Path 5000 + 7000 + 300 + 110 = 12410; two micro-batches keep the slowest stage busy for 14000; host 1000.
+    assert figures(problem, Strategy(pp=2, batch=8), (5000, 7000), (1, 1)).decode_ns == 13410
+    assert figures(problem, Strategy(pp=2, batch=4, micro_batches=2), (5000, 7000), (1, 1)).decode_ns == 15000
+
+
+def test_chunks_follow_one_another_through_the_slowest_stage() -> None:
+    problem = problem_of(workload={"isl": 900, "prefill_chunk_tokens": 300})
+    # 10000 + 20000 + 400, two more chunks behind the slowest stage, three times the host.
+    found = figures(problem, Strategy(pp=2, batch=8), (1, 1), (10000, 20000))
+    assert found.ttft_ns == 30400 + 2 * 20000 + 3 * 1000
+    assert found.round_ns == 3 * (20000 + 1000)
+
+
+def test_embedding_and_head_belong_to_the_first_and_last_stage() -> None:
+    problem = problem_of()
+    strategy, blocks = Strategy(pp=3, batch=8), Blocks(840, 10**6, (1, 1, 2))
+    times = PhaseTimes(Leaves(problem), strategy, packing_of(problem, strategy), "decode", blocks)
+    layer = times.layer(problem.llm.layers[0]).total_ns
+    assert times.stage_times() == [layer + times.embedding_ns, layer, 2 * layer + times.head_ns]
+
+
+# --- 5.9 overlap ----
+
+
+def test_two_half_batches_hide_communication_at_a_price() -> None:
+    problem = problem_of()
+    plain = Strategy(attn_dp=4, moe_ep=4, batch=8, decode_dispatch="all_to_all")
+    whole, hidden = (layer_of(problem, s, "decode") for s in (plain, plain.model_copy(update={"decode_overlap": True})))
+    leaves = Leaves(problem)
+    half = leaves.dense_part_ns("full", "moe", "decode", *as_ints(1, 4))
+    half = int(half + leaves.expert_ns("decode", *as_ints(1, 4, 16, 10**6)))
+    compute = 2 * half + whole.core_ns + 100  # the core is launched twice
+    sent = 2 * int(leaves.all_to_all_ns(*as_ints(1, 4, 4, 16, 10**6)))
+    # Computation runs on 80 % of the SMs; 7 ns a layer cannot be hidden.
+    assert hidden.total_ns == max(-(-compute * 10 // 8), sent) + 7
+    assert hidden.hidden_ns == whole.total_ns - hidden.total_ns
+
+
+# --- 5.10 aggregated steady state, metrics ----
+
+
+def test_a_cycle_serves_every_slot_once() -> None:
+    # 6 slots a rank, 4 prompts a pass: 2 rounds of (2000 + 1000); decode step 5000 + 1000; osl 10.
+    problem = problem_of(workload={"isl": 20})
+    found = figures(problem, Strategy(batch=6, prefill_batch=4, replicas=2), (5000,), (2000,))
+    assert found.rounds == 2
+    assert found.cycle_ns == 10 * 6000 + 2 * 3000
+    # One round falls between a token and the next one of others, once per 10 tokens.
+    assert found.tpot_ns == 6000 + 300
+    assert found.ttft_ns == 3000
+    assert found.request_latency_ns == 3000 + 9 * 6300
+    assert (found.active, found.gpus) == (8, 2)
+    # 8 active sequences: 66000 ns / 8 = 8250 ns of the deployment and 16500 GPU-ns a request.
+    assert found.inverse_throughput_ps == 8_250_000
+    assert found.inverse_efficiency_ns == 16_500
+    assert found.throughput_tokens_per_s(10) == 8 * 10 * 1e9 / 66000
+
+
+def test_interference_is_rounded_up() -> None:
+    problem = problem_of(workload={"osl": 7})
+    # One other round of 2000 + 1000 over 7 tokens: 428.57.
+    assert figures(problem, Strategy(batch=2, replicas=4), (5000,), (2000,)).tpot_ns == 6000 + 429
+
+
+def test_with_free_concurrency_every_slot_is_active() -> None:
+    problem = problem_of(workload={"concurrency": None})
+    assert figures(problem, Strategy(batch=6, replicas=2), (5000,), (2000,)).active == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("latency", 7), ("ttft", 5), ("tpot", 6), ("throughput", 4000), ("efficiency", 12), ("gpus", 3)],
+)
+def test_objective_integers(name: str, value: int) -> None:
+    # Cycle 8, two active: 4 ns = 4000 ps; 8 * 3 / 2 = 12.
+    found = Figures(
+        ttft_ns=5, tpot_ns=6, request_latency_ns=7, cycle_ns=8, decode_ns=1, round_ns=1, rounds=1, active=2, gpus=3
+    )
+    assert objective_value(name, found) == value  # type: ignore[arg-type]
+    assert objective_value("weighted", found, (10, 100)) == 10 * 7 + 100 * 12
+
+
+def test_weights_normalise_by_the_utopia_values() -> None:
+    # Both parts at their best give 2^46 (up to the rounding of the weights).
+    latency, efficiency = Utopia(latency_ns=1000, inverse_efficiency_ns=64).weights(0.25)
+    assert latency * 1000 == pytest.approx(2**46 / 4, abs=1000)
+    assert efficiency * 64 == 2**46 * 3 / 4
+
+
+# --- 5.12 speculation ----
+
+
+def test_accepted_drafts_shorten_the_step_per_token() -> None:
+    problem = problem_of(workload={"speculative": {"draft": 2, "accepted": 0.5}})
+    # 6000 ns a step for 1.5 tokens.
+    assert figures(problem, Strategy(batch=8), (5000,), (2000,)).decode_ns == 4000
+
+
+def test_drafts_enlarge_the_verified_batch() -> None:
+    problem = problem_of(workload={"speculative": {"draft": 2, "accepted": 0.5}})
+    strategy = Strategy(batch=8)
+    times = PhaseTimes(Leaves(problem), strategy, packing_of(problem, strategy), "decode", Blocks(840, 10**6, (4,)))
+    assert (times.group_tokens, times.head_rows) == (24, 24)
+
+
+# --- memory ----
+
+
+def test_the_ledger_by_hand() -> None:
+    problem, strategy = problem_of(), Strategy(attn_dp=2, moe_ep=2, batch=4)
+    (ledger,) = stage_ledgers(Leaves(problem), strategy, Blocks(4 * 105, 10**6, (4,)))
+    items = ledger.items_kib
+    assert items["attention"] == 4 * 47  # 24000 * 2 bytes = 46.9 KiB a layer
+    assert items["kv_head_replication"] == 0
+    assert items["routed_experts"] == 4 * 94  # 4 of 8 experts * 24000 bytes = 93.75 KiB
+    assert items["shared_experts"] == items["dense_layers"] == 0
+    assert items["norms_and_router"] == 4 * 4  # 2 * 100 * 2 + 100 * 8 * 4 = 3600 bytes
+    assert items["kv_cache"] == 4 * 69  # 4 sequences of 110 tokens * 160 bytes = 70400 bytes = 68.75 KiB
+    assert items["embedding"] == items["lm_head"] == 196  # 1000 * 100 * 2 bytes = 195.3 KiB
+    # Prefill of 100 tokens: (6 * 100 + 2 * 2 * 40) * 2 bytes each = 152000 bytes = 148.4 KiB.
+    assert items["activations"] == 149
+    assert items["logits"] == 16 + 4  # fp32: 4 rows of 1000 in decode (15.6), one prompt's last (3.9)
+    # top_k * (200 + 200) bytes a token: 4 tokens (3.1 KiB), 100 tokens (78.1 KiB).
+    assert items["exchange_buffers"] == 4 + 79
+    assert (items["framework"], items["communicators"], items["cuda_graphs"]) == (1, 2, 3)
+    assert ledger.total_kib == sum(items.values())
+    assert ledger.capacity_kib == 2048  # half of 4 MiB
+
+
+def test_surplus_kv_heads_cost_memory() -> None:
+    (ledger,) = stage_ledgers(Leaves(problem_of()), Strategy(attn_tp=8, moe_ep=8, batch=8), Blocks(840, 10**6, (4,)))
+    # A rank holds 4000 weights (7.8 KiB); an eighth of all would be 3000: 1000 * 2 bytes = 1.95 KiB are copies.
+    assert ledger.items_kib["kv_head_replication"] == 4 * 2
+    assert ledger.items_kib["attention"] == 4 * (8 - 2)
+
+
+def test_replicas_cost_memory() -> None:
+    (ledger,) = stage_ledgers(
+        Leaves(problem_of(redundant_experts=2)), Strategy(attn_dp=2, moe_ep=2, batch=4), Blocks(420, 10**6, (4,))
+    )
+    assert ledger.items_kib["routed_experts"] == 4 * 118  # 5 slots * 24000 bytes = 117.2 KiB
+
+
+def test_an_uneven_split_is_charged_to_the_fullest_rank() -> None:
+    (ledger,) = stage_ledgers(Leaves(problem_of()), Strategy(attn_dp=3, moe_ep=3, batch=4), Blocks(420, 10**6, (4,)))
+    assert ledger.items_kib["routed_experts"] == 4 * 71  # 3 of 8 experts * 24000 bytes = 70.3 KiB
+
+
+def test_tied_embeddings_are_held_once_by_one_stage_and_twice_by_two() -> None:
+    problem = problem_of({"tie_embeddings": True})
+    (one,) = stage_ledgers(Leaves(problem), Strategy(batch=8), Blocks(840, 10**6, (4,)))
+    assert (one.items_kib["embedding"], one.items_kib["lm_head"]) == (196, 0)
+    first, last = stage_ledgers(Leaves(problem), Strategy(pp=2, batch=8), Blocks(840, 10**6, (2, 2)))
+    assert (first.items_kib["embedding"], first.items_kib["lm_head"]) == (196, 0)
+    assert (last.items_kib["embedding"], last.items_kib["lm_head"]) == (0, 196)
+
+
+def test_every_resident_sequence_is_reserved_at_its_full_length() -> None:
+    problem = problem_of(workload={"isl": None, "isl_list": [10, 20, 30, 40], "concurrency": 4, "osl": 9})
+    # Middle of generation: prompt + 4. Two micro-batches as heavy as the heaviest (say 44 + 14 tokens, two sequences),
+    # each of the sequences still to grow by 5.
+    assert balance.sequence_tokens(problem) == (14, 24, 34, 44)
+    assert balance.resident_tokens(problem, 58, 2, 2) == 2 * (58 + 2 * 5)
+
+
+def test_windows_and_states_are_reserved_per_sequence() -> None:
+    sliding = leaves_of({"attention_kinds": ["sliding"], "sliding_window": 64}).attention
+    # 64 tokens * 160 bytes, 3 sequences: 30720 bytes = 30 KiB, whatever their length.
+    assert int(sliding.cache_kib("sliding", *as_ints(1, 9999, 3))) == 30
+    sparse = {"mla": MLA, "attention_kinds": ["sparse"], "indexer": {"top_k": 50, "num_heads": 2, "head_dim": 16}}
+    # Latent 128 bytes and index key 16 + 4 bytes a token.
+    assert int(leaves_of(sparse).attention.cache_kib("sparse", *as_ints(8, 1024, 3))) == 148
+
+
+def test_the_stage_ledgers_add_up_to_the_network() -> None:
+    whole = stage_ledgers(Leaves(problem_of()), Strategy(batch=8), Blocks(840, 10**6, (4,)))
+    parts = stage_ledgers(Leaves(problem_of()), Strategy(pp=3, batch=8), Blocks(840, 10**6, (1, 2, 1)))
+    for name in ("attention", "routed_experts", "norms_and_router", "kv_cache", "embedding", "lm_head"):
+        assert sum(part.items_kib[name] for part in parts) == whole[0].items_kib[name]
+    assert [(part.first_layer, part.num_layers) for part in parts] == [(0, 1), (1, 2), (3, 1)]
+
+
+# --- balance ----
+
+
+def test_replicas_share_their_load_evenly() -> None:
+    # A third of 10 of 30 tokens: 111,111,111.1 billionths, rounded up.
+    assert balance.expert_share(10, 30, 3) == 111_111_112
+
+
+def test_rank_loads_add_up_by_replica() -> None:
+    # Expert 0 (6 of 10 tokens) on both ranks.
+    assert balance.rank_loads((6, 3, 1), ((0, 1), (0, 2))) == [600_000_000, 400_000_000]
+
+
+def test_load_factors() -> None:
+    assert balance.load_factor_ppm(600_000_000, 2) == 1_200_000
+    assert balance.load_factor_ppm(333_333_334, 3) == 1_000_001
+    assert balance.load_factor_ppm(1, 2) == 1_000_000
+    assert balance.mean_ppm([1_000_000, 1_000_001]) == 1_000_001
+
+
+def test_the_first_ranks_hold_the_surplus_slots() -> None:
+    assert balance.slots_per_rank(8, 3) == [3, 3, 2]
+
+
+# --- the whole, once ----
+
+
+def test_a_dense_layer_on_one_gpu_from_end_to_end() -> None:
+    problem = problem_of({"moe": None, "dense_width": 80, "num_layers": 1}, workload={"concurrency": 1})
+    strategy = Strategy()
+    found = evaluate_times(Leaves(problem), strategy, packing_of(problem, strategy), Blocks(105, 10**6, (1,)))
+    # Decode: embedding ceil(400 / 50) + 100 = 108; projections 1368; core ceil(105 * 3.2) + 100 = 436; FFN 1268;
+    # head (one row) (200000 + 4000) / 50 = 4080 + 300; host 1000.
+    assert found.decode_ns == 108 + 1368 + 436 + 1268 + 4380 + 1000
+    # Prefill of 100 tokens: embedding 800 + 100; projections 4.8e6 / 500 = 9600 + 400; core 3332; FFN 9600 + 300;
+    # head of one row 4380; host 1000.
+    assert found.ttft_ns == 900 + 10000 + 3332 + 9900 + 4380 + 1000
+    assert found.tpot_ns == found.decode_ns  # a single slot waits for nobody
