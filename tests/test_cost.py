@@ -15,7 +15,7 @@ from oracle import StageTimes
 from solver.cost import balance
 from solver.cost.attention import attended_pairs
 from solver.cost.experts import routing_noise
-from solver.cost.layers import Blocks, PhaseTimes
+from solver.cost.layers import Blocks, LayerTime, PhaseTimes
 from solver.cost.leaves import Leaves, as_ints
 from solver.cost.ledger import stage_ledgers
 from solver.cost.machine import Phase, ceil_int
@@ -52,9 +52,11 @@ MLA = {"kv_lora_rank": 60, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head
 
 
 def problem_of(
-    llm: dict[str, Any] | None = None, workload: dict[str, Any] | None = None, calibration: dict[str, Any] | None = None,
+    llm: dict[str, Any] | None = None,
+    workload: dict[str, Any] | None = None,
+    calibration: dict[str, Any] | None = None,
     **changes: Any,
-) -> Problem:  # fmt: skip
+) -> Problem:
     parts: dict[str, Any] = {
         "llm": Llm.read({**LLM, **(llm or {})}, "test"),
         "cluster": Cluster.read(CLUSTER, "test"),
@@ -157,11 +159,9 @@ def test_sparse_attention_scores_every_token_and_reads_the_best() -> None:
 
 
 def test_linear_attention_reads_and_writes_its_state() -> None:
-    llm = {
-        "attention_kinds": ["linear"],
-        "linear": {"num_key_heads": 2, "num_value_heads": 4, "key_head_dim": 10, "value_head_dim": 10, "conv_kernel": 2},
-    }
-    token, sequence = leaves_of(llm).attention.decode_core_ps("linear", *as_ints(1))
+    linear = {"num_key_heads": 2, "num_value_heads": 4, "key_head_dim": 10, "value_head_dim": 10, "conv_kernel": 2}
+    attention = leaves_of({"attention_kinds": ["linear"], "linear": linear}).attention
+    token, sequence = attention.decode_core_ps("linear", *as_ints(1))
     # State: 4 bytes * (4 * 10 * 10 + 2 * (2 * 2 * 10 + 4 * 10)) = 4 * 560 = 2240; twice that / 50 = 89.6 ns.
     assert (int(token), int(sequence)) == (0, 89600)
 
@@ -394,8 +394,9 @@ def test_one_group_reduces_instead_of_exchanging() -> None:
 
 
 def test_attention_groups_gather_their_tokens_after_the_exchange() -> None:
-    # A2x2 on four ranks: gather of 16 tokens (2 * (300 + 0.75 * 3200 / 10 + 10) = 1100) and the TP gather of the group's
-    # 8 tokens: 100 + 0.5 * 1600 / 10 + 10 = 190; one TP all-reduce after attention: ring 200 + 1600 / 10 + 10 = 370.
+    # A2x2 on four ranks: gather of 16 tokens, 2 * (300 + 0.75 * 3200 / 10 + 10) = 1100, and the TP gather of the
+    # group's 8 tokens: 100 + 0.5 * 1600 / 10 + 10 = 190; one TP all-reduce after attention, by ring:
+    # 200 + 1600 / 10 + 10 = 370.
     layer = layer_of(problem_of(), Strategy(attn_tp=2, attn_dp=2, moe_ep=4, batch=8), "decode")
     assert (layer.allreduce_ns, layer.exchange_ns) == (370, 1100 + 190)
 
@@ -407,10 +408,11 @@ def test_shared_experts_need_their_own_allreduce_beside_all_to_all() -> None:
     assert layer_of(problem_of(), strategy, "decode").allreduce_ns == 370
 
 
-def layer_of(problem: Problem, strategy: Strategy, phase: Phase) -> Any:
+def layer_of(problem: Problem, strategy: Strategy, phase: Phase) -> LayerTime:
     """The first layer with balanced blocks."""
     blocks = Blocks(strategy.batch * 105, 10**6, (4,))
-    return PhaseTimes(Leaves(problem), strategy, packing_of(problem, strategy), phase, blocks).layer(problem.llm.layers[0])
+    times = PhaseTimes(Leaves(problem), strategy, packing_of(problem, strategy), phase, blocks)
+    return times.layer(problem.llm.layers[0])
 
 
 # --- 5.8 pipeline ----
@@ -426,9 +428,9 @@ def test_hops_between_stages() -> None:
 
 
 def figures(problem: Problem, strategy: Strategy, decode: tuple[int, ...], prefill: tuple[int, ...]) -> Figures:
-    """Metrics of stages that take so many ns, 300 ns a hop in decode (110 back), 400 in prefill."""
-    leaves = Leaves(problem)
-    phases = StageTimes(leaves, decode, 300, 110), StageTimes(leaves, prefill, 400, 0)
+    """Metrics of stages that take so many ns; between them 300 ns a hop in decode (110 back), 400 in prefill."""
+    leaves, several = Leaves(problem), strategy.pp > 1
+    phases = StageTimes(leaves, decode, 300 * several, 110 * several), StageTimes(leaves, prefill, 400 * several, 0)
     return figures_of(problem, strategy, *phases)  # type: ignore[arg-type]
 
 

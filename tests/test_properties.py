@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+from plans import small_cluster, small_llm, small_problem, small_workload
 from problems import draw
 
 from solver import SolveOptions, check, solve, verify
@@ -110,6 +111,38 @@ def test_a_larger_cluster_never_hurts() -> None:
         cluster, one = problem.cluster, problem.cluster.domain_gpus
         larger = Cluster.model_validate({**cluster.model_dump(), "num_gpus": cluster.num_gpus + one})
         assert value_of(solve(problem.model_copy(update={"cluster": larger}), OPTIONS)) <= value_of(plan)
+
+
+# --- answers, not crashes ----
+
+CONTRADICTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"decode_dispatch": "all_to_all"}, {"moe": None, "dense_width": 512}),
+    ({"decode_dispatch": "gather", "decode_overlap": True}, {}),
+    ({"prefill_dispatch": "all_to_all", "moe_ep": 1}, {}),
+    ({"decode_dispatch": "all_to_all", "decode_overlap": True, "batch": 1, "micro_batches": 1, "replicas": 1}, {}),
+    ({"attn_dp": 2}, {"moe": None, "dense_width": 512}),
+    ({"moe_tp": 3}, {}),
+]
+
+
+@pytest.mark.parametrize(("pins", "llm"), CONTRADICTIONS)
+def test_contradictory_pins_are_infeasible(pins: dict[str, Any], llm: dict[str, Any]) -> None:
+    problem = small_problem(llm=small_llm(**llm), pins=Pins.model_validate(pins))
+    if pins.get("batch") == 1:  # one token a rank and step: nothing to halve
+        workload = small_workload(isl=100, concurrency=1)
+        problem = problem.model_copy(update={"workload": workload})
+    result = solve(problem, OPTIONS)
+    assert isinstance(result, NoPlan)
+    assert result.status == "INFEASIBLE"
+
+
+@pytest.mark.parametrize("name", ["latency", "tpot", "throughput", "efficiency", "weighted"])
+def test_many_sequences_stay_inside_64_bits(name: str) -> None:
+    problem = small_problem(
+        cluster=small_cluster(memory="80 GB"), workload=small_workload(isl=50, osl=4, concurrency=8192),
+        objective={"name": name}, space={"max_pp": 2},
+    )  # fmt: skip
+    assert value_of(solve(problem, SolveOptions(workers=1, time_limit_s=120))) > 0
 
 
 # --- what must not matter ----
