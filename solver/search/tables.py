@@ -28,6 +28,7 @@ from solver.cost.machine import Floats, Ints, Phase
 from solver.cost.metrics import THROUGHPUT_SCALE, Utopia
 from solver.degrees import Domains
 from solver.search.bounds import Bounds
+from solver.search.metric_vars import MAX_OBJECTIVE
 from solver.specs.llm import LayerKind
 from solver.specs.problem import ALL_REDUCES, AllReduce, ObjectiveName, Problem
 
@@ -237,9 +238,9 @@ class PhaseTables:
         self.expert = table
 
     def _share(self, total_ns: Ints | Floats, gpus_per_sequence: Floats) -> Ints:
-        """Objective integers that a row costs at least, rounded down."""
+        """Objective integers that a row costs at least, rounded down (and no more than an objective may be)."""
         share = self.rates.time * total_ns + self.rates.gpu_time * total_ns * gpus_per_sequence
-        return np.floor(share * (1 - 1e-9)).astype(np.int64)
+        return np.floor(np.minimum(share * (1 - 1e-9), float(MAX_OBJECTIVE))).astype(np.int64)
 
 
 def ratios(numerator: Ints, denominator: Ints) -> list[tuple[int, int]]:
