@@ -8,7 +8,7 @@ from solver.cost.machine import BYTES_PER_KIB, Ints, Machine, Phase, ceil_int
 from solver.specs.dtypes import num_bytes
 from solver.specs.llm import AttentionKind, Llm
 from solver.specs.problem import Problem
-from solver.strategy import chunk_tokens, new_prompt_tokens, num_chunks
+from solver.strategy import new_prompt_tokens, num_chunks
 
 PROJECTION_KERNELS = 4
 """Norm, QKV projection, rotary embedding with cache write, output projection."""
@@ -119,10 +119,6 @@ class Attention:
                 pairs = attended_pairs(new, cached, None) / chunks
                 extra = 2.0 * llm.indexer.num_heads * llm.indexer.head_dim * pairs
         return self.machine.operator_ns(prompts * (flop + extra), prompts * moved, self._core_flop_per_ns, CORE_KERNELS)
-
-    def prefill_projection_tokens(self, prompts: Ints) -> Ints:
-        """New tokens of one attention group in a prefill pass of `prompts` prompts."""
-        return prompts * chunk_tokens(self.problem)
 
     # --- memory -----------------------------------------------------------------------------------------------
 
