@@ -89,7 +89,7 @@ def test_the_reference_hardware_is_the_documents() -> None:
     assert cluster.gpu.peak == {"bf16": 400 * 10**12}
     assert len(cluster.assumptions) == 3
     calibration = catalog.load_calibration(cluster.calibration)
-    assert (calibration.compute_efficiency_decode, calibration.memory_efficiency) == (0.6, 0.8)
+    assert (calibration.gemm_efficiency, calibration.memory_efficiency) == ({"bf16": 0.6}, 0.8)
 
 
 @pytest.mark.parametrize("name", catalog.names("calibration"))

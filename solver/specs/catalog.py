@@ -202,7 +202,7 @@ def summary(record: Record) -> str:
         lengths = f"{record.prompt_lengths[0]} to {record.longest_isl}" if not record.is_uniform else record.longest_isl
         many = "free" if record.concurrency is None else record.concurrency
         return f"{lengths} tokens in, {record.osl} out, concurrency {many}"
-    return f"prefill {record.compute_efficiency_prefill:g}, memory {record.memory_efficiency:g} of the peak"
+    return f"GEMM {record.gemm_efficiency['bf16']:g}, memory {record.memory_efficiency:g} of the peak"
 
 
 def _folder(kind: str) -> Traversable:
