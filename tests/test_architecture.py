@@ -16,7 +16,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"strategy", "degrees"}),
     frozenset({"certificate", "plan"}),
     frozenset({"cost"}),
-    frozenset({"search", "verify", "audit"}),
+    frozenset({"search", "verify", "audit", "fitting"}),
     frozenset({"api", "report", "ask", "export"}),
     frozenset({"cli", "__init__"}),
     frozenset({"__main__"}),
@@ -24,7 +24,7 @@ FLOORS: tuple[frozenset[str], ...] = (
 """Rooms from the lowest floor to the highest. The plan is data (it imports no cost), so the ledger may speak of it."""
 NEIGHBOURS = frozenset({("degrees", "strategy"), ("plan", "certificate"), ("units", "errors")})
 """(importer, imported) on one floor."""
-ROOM_OF_LIBRARY = {"ortools": "search", "typer": "cli", "rich": "report", "tomllib": "specs"}
+ROOM_OF_LIBRARY = {"ortools": "search", "typer": "cli", "rich": "report", "tomllib": "specs", "scipy": "fitting"}
 ALSO = {"rich": {"cli"}}
 """Further rooms that may import a library."""
 

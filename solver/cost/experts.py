@@ -68,9 +68,14 @@ class Experts:
         return np.minimum(lambda_ppm / PPM * noise, limit)
 
     def compute_ns(self, moe_tp: Ints, moe_ep: Ints, tokens: Ints, lambda_ppm: Ints) -> Ints:
-        """Router and grouped GEMMs of `tokens` tokens of the stage on its busiest rank."""
+        """Router and grouped GEMMs of `tokens` tokens of the stage on its busiest rank.
+
+        That rank has more rows than the mean, and for the same reason touches more experts.
+        """
         parameters = float(self.llm.expert_parameters)
-        rows = tokens * self.moe.top_k / moe_ep * self.load_factor(moe_ep, tokens, lambda_ppm)
+        factor = self.load_factor(moe_ep, tokens, lambda_ppm)
+        rows = tokens * self.moe.top_k / moe_ep * factor
+        touched = np.minimum(self.rank_slots(moe_ep), self.touched(moe_ep, tokens) * factor)
         per_expert = tokens * self.moe.top_k / self.moe.num_experts
         return self.machine.gemm_ns(
             Gemm(
@@ -78,7 +83,7 @@ class Experts:
                 blocks=self.llm.quant_block is not None,
                 rows=per_expert,
                 flop=2.0 * rows * parameters / moe_tp,
-                weight_bytes=self.touched(moe_ep, tokens) * parameters * self._weight_bytes / moe_tp,
+                weight_bytes=touched * parameters * self._weight_bytes / moe_tp,
                 activation_bytes=2.0 * rows * self.llm.hidden_size * self._activation_bytes,
                 kernels=EXPERT_KERNELS,
                 is_grouped=True,

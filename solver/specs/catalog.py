@@ -128,6 +128,12 @@ def load_workload(name_or_path: str | Path) -> Workload:
     return Workload.read(data, where)
 
 
+def calibration_of(cluster: Cluster, engine: str) -> Calibration:
+    """The calibration that belongs to a cluster under an engine: ``<cluster's>-<engine>`` where the catalog has it."""
+    own = f"{cluster.calibration}-{engine}"
+    return load_calibration(own if own in names("calibration") else cluster.calibration)
+
+
 def load_calibration(name_or_path: str | Path) -> Calibration:
     """The calibration of a catalog name or a TOML file."""
     data, where = _tables("calibration", name_or_path)
