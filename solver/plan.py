@@ -54,6 +54,19 @@ class Metrics(Spec):
     active_sequences: Natural
 
 
+class ClosedLoopMetrics(Spec):
+    """Means that a closed-loop benchmark client measures, queueing included (docs/cost-model.md, "Closed loop")."""
+
+    concurrency: Natural
+    """Requests in flight over all replicas."""
+    ttft_ns: Natural
+    tpot_ns: Natural
+    wait_ns: Natural
+    """Part of the TTFT spent waiting for KV cache."""
+    resident_per_replica: Natural
+    """Requests of a replica whose KV cache fits at once."""
+
+
 class Component(Spec):
     """A share of a phase's time on the path of one token or prompt."""
 
@@ -143,6 +156,7 @@ class Plan(Spec):
     assumptions: tuple[str, ...]
     warnings: tuple[str, ...]
     runners_up: tuple[RunnerUp, ...] = ()
+    closed_loop: ClosedLoopMetrics | None = None
     problem: Problem
     certificate: Certificate
 
@@ -196,6 +210,7 @@ class Evaluation(Spec):
     breakdown: Breakdown
     memory: tuple[StageLedger, ...]
     placement: Placement
+    closed_loop: ClosedLoopMetrics
     violations: tuple[str, ...]
     """Broken memory and SLO rules with their numbers; empty when the strategy is a plan."""
     assumptions: tuple[str, ...]

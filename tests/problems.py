@@ -158,7 +158,14 @@ def _llm(rng: random.Random, *, moe: bool) -> dict[str, Any]:
 def _calibration(rng: random.Random) -> dict[str, Any]:
     return {
         **CALIBRATION,
+        "gemm_efficiency": rng.choice([{"bf16": 0.6}, {"bf16": 0.5, "fp8": 0.7, "fp8_block": 0.2}]),
+        "gemm_half_rows": rng.choice([0.0, 8.0, 100.0]),
         "grouped_gemm_half_rows": rng.choice([0.0, 4.0, 16.0]),
+        "cache_efficiency": rng.choice([0.3, 0.8]),
+        "host_sequence": f"{rng.choice([0, 3])} us",
+        "host_prefill": f"{rng.choice([0, 50])} us",
+        "host_prefill_layer": f"{rng.choice([0, 4])} us",
+        "routing_noise": rng.choice([0.0, 0.4, 1.0]),
         "launch": f"{rng.choice([0, 500, 1500])} ns",
         "host_step": f"{rng.choice([0, 20])} us",
         "collective_base": f"{rng.choice([0, 3])} us",

@@ -28,11 +28,12 @@ from solver.specs.workload import Workload
 from solver.strategy import Strategy, chunk_tokens, max_prefill_batch, new_prompt_tokens, num_chunks, packing_of
 
 CALIBRATION: dict[str, Any] = {
-    "name": "round", "source": "test", "compute_efficiency_prefill": 0.5, "compute_efficiency_decode": 0.25,
-    "attention_efficiency": 0.5, "grouped_gemm_half_rows": 0.0, "memory_efficiency": 0.5, "link_efficiency": 0.5,
-    "launch": "100 ns", "host_step": "1000 ns", "collective_base": "10 ns", "overlap_sm_share": 0.2,
-    "overlap_sync": "7 ns", "usable_memory": 0.5, "framework_reserve": "1024 B", "communicator_reserve": "2048 B",
-    "graph_reserve": "3000 B", "origins": {"*": {"provenance": "assumed", "source": "test"}},
+    "name": "round", "source": "test", "gemm_efficiency": {"bf16": 0.25}, "gemm_half_rows": 0.0,
+    "grouped_gemm_half_rows": 0.0, "attention_efficiency": 0.5, "memory_efficiency": 0.5, "cache_efficiency": 0.5,
+    "link_efficiency": 0.5, "launch": "100 ns", "host_step": "1000 ns", "host_prefill": "3000 ns",
+    "collective_base": "10 ns", "overlap_sm_share": 0.2, "overlap_sync": "7 ns", "usable_memory": 0.5,
+    "framework_reserve": "1024 B", "communicator_reserve": "2048 B", "graph_reserve": "3000 B",
+    "origins": {"*": {"provenance": "assumed", "source": "test"}},
 }  # fmt: skip
 CLUSTER: dict[str, Any] = {
     "name": "round", "source": "test", "num_gpus": 16, "gpus_per_node": 4,
@@ -115,11 +116,9 @@ def test_latent_projections_are_replicated_by_tp() -> None:
 def test_projections_read_their_weights_whatever_the_batch() -> None:
     attention = leaves_of().attention
     # One token: 24000 * 2 + 2 * 100 * 2 = 48400 bytes / 50 = 968 ns against 48000 / 250 = 192; four launches.
-    assert int(attention.projection_ns("full", "decode", *as_ints(1, 1))) == 968 + 400
+    assert int(attention.projection_ns("full", *as_ints(1, 1))) == 968 + 400
     # Ten tokens: 480000 FLOP / 250 = 1920 ns against 52000 / 50 = 1040.
-    assert int(attention.projection_ns("full", "decode", *as_ints(1, 10))) == 1920 + 400
-    # In prefill the same GEMM reaches 500 FLOP/ns: 960 ns, so memory (1040) decides.
-    assert int(attention.projection_ns("full", "prefill", *as_ints(1, 10))) == 1040 + 400
+    assert int(attention.projection_ns("full", *as_ints(1, 10))) == 1920 + 400
 
 
 # --- 5.3 attention core ----
@@ -243,17 +242,17 @@ def test_grouped_gemms_by_hand() -> None:
     experts = leaves_of().experts
     assert experts is not None
     # Expert: 3 * 100 * 40 = 12000 weights. 4 tokens: 8 rows, 192000 FLOP / 250 = 768 ns; touched
-    # 8 * (1 - 0.75^4) = 5.46875 experts * 24000 bytes + 2 * 8 * 200 bytes = 134450 / 50 = 2689 ns; six launches.
-    assert int(experts.compute_ns("decode", *as_ints(1, 1, 4, 10**6))) == 2689 + 600
+    # 8 * (1 - 0.75^4) = 5.46875 experts * 24000 bytes + 2 * 8 * 200 bytes = 134450 / 50 = 2689 ns; nine launches.
+    assert int(experts.compute_ns(*as_ints(1, 1, 4, 10**6))) == 2689 + 900
     # Expert TP 2 halves weights and FLOP, not the rows: (65625 + 3200) / 50 = 1376.5.
-    assert int(experts.compute_ns("decode", *as_ints(2, 1, 4, 10**6))) == 1377 + 600
+    assert int(experts.compute_ns(*as_ints(2, 1, 4, 10**6))) == 1377 + 900
 
 
 def test_few_rows_per_expert_lower_the_efficiency() -> None:
     experts = leaves_of(calibration={"grouped_gemm_half_rows": 4.0}).experts
     assert experts is not None
     # 4 * 2 / 8 = 1 row per expert: a fifth of the rate, 768 * 5 = 3840 ns.
-    assert int(experts.compute_ns("decode", *as_ints(1, 1, 4, 10**6))) == 3840 + 600
+    assert int(experts.compute_ns(*as_ints(1, 1, 4, 10**6))) == 3840 + 900
 
 
 def test_a_single_rank_has_no_routing_noise() -> None:
@@ -290,15 +289,15 @@ def test_imbalance_multiplies_the_rows() -> None:
 
 def test_dense_layers_by_hand() -> None:
     leaves = leaves_of({"moe": None, "dense_width": 80})
-    # 3 * 100 * 80 = 24000 weights: like the projections, 968 ns for one token, three launches.
-    assert int(leaves.ffn.dense_ns("decode", *as_ints(1, 1))) == 968 + 300
-    assert int(leaves.ffn.dense_ns("decode", *as_ints(2, 1))) == 488 + 300
+    # 3 * 100 * 80 = 24000 weights: like the projections, 968 ns for one token, four launches.
+    assert int(leaves.ffn.dense_ns(*as_ints(1, 1))) == 968 + 400
+    assert int(leaves.ffn.dense_ns(*as_ints(2, 1))) == 488 + 400
 
 
 def test_shared_experts_are_always_active() -> None:
     shared = leaves_of({"moe": {**LLM["moe"], "shared_width": 80}})
-    assert int(shared.ffn.shared_ns("decode", *as_ints(1, 1))) == 968 + 200
-    assert int(leaves_of().ffn.shared_ns("decode", *as_ints(1, 1))) == 0
+    assert int(shared.ffn.shared_ns(*as_ints(1, 1))) == 968 + 300
+    assert int(leaves_of().ffn.shared_ns(*as_ints(1, 1))) == 0
 
 
 def test_embedding_is_looked_up_and_reduced() -> None:
@@ -311,10 +310,10 @@ def test_embedding_is_looked_up_and_reduced() -> None:
 
 def test_the_head_multiplies_gathers_and_samples() -> None:
     ffn = leaves_of().ffn
-    # 10 rows: 2 * 10 * 100000 FLOP / 250 = 8000 ns against (200000 + 40000) / 50 = 4800; three launches.
-    assert int(ffn.head_ns("decode", *as_ints(1, 10))) == 8300
+    # 10 rows: 2 * 10 * 100000 FLOP / 250 = 8000 ns against (200000 + 40000) / 50 = 4800; six launches.
+    assert int(ffn.head_ns("decode", *as_ints(1, 10))) == 8600
     # TP 4: 2000 ns, and an all-gather of 40000 bytes: 3 * 100 + 0.75 * 40000 / 10 + 10 = 3310.
-    assert int(ffn.head_ns("decode", *as_ints(4, 10))) == 2300 + 3310
+    assert int(ffn.head_ns("decode", *as_ints(4, 10))) == 2600 + 3310
 
 
 # --- 5.6 all-reduce ----
@@ -443,10 +442,10 @@ def test_a_decode_step_is_the_path_or_the_slowest_stage_times_the_micro_batches(
 
 def test_chunks_follow_one_another_through_the_slowest_stage() -> None:
     problem = problem_of(workload={"isl": 900, "prefill_chunk_tokens": 300})
-    # 10000 + 20000 + 400, two more chunks behind the slowest stage, three times the host.
+    # 10000 + 20000 + 400, two more chunks behind the slowest stage, three times the host (3000 a pass).
     found = figures(problem, Strategy(pp=2, batch=8), (1, 1), (10000, 20000))
-    assert found.ttft_ns == 30400 + 2 * 20000 + 3 * 1000
-    assert found.round_ns == 3 * (20000 + 1000)
+    assert found.ttft_ns == 30400 + 2 * 20000 + 3 * 3000
+    assert found.round_ns == 3 * (20000 + 3000)
 
 
 def test_embedding_and_head_belong_to_the_first_and_last_stage() -> None:
@@ -465,8 +464,8 @@ def test_two_half_batches_hide_communication_at_a_price() -> None:
     plain = Strategy(attn_dp=4, moe_ep=4, batch=8, decode_dispatch="all_to_all")
     whole, hidden = (layer_of(problem, s, "decode") for s in (plain, plain.model_copy(update={"decode_overlap": True})))
     leaves = Leaves(problem)
-    half = leaves.dense_part_ns("full", "moe", "decode", *as_ints(1, 4))
-    half = int(half + leaves.expert_ns("decode", *as_ints(1, 4, 16, 10**6)))
+    half = leaves.dense_part_ns("full", "moe", *as_ints(1, 4))
+    half = int(half + leaves.expert_ns(*as_ints(1, 4, 16, 10**6)))
     compute = 2 * half + whole.core_ns + 100  # the core is launched twice
     sent = 2 * int(leaves.all_to_all_ns(*as_ints(1, 4, 4, 16, 10**6)))
     # Computation runs on 80 % of the SMs; 7 ns a layer cannot be hidden.
@@ -478,26 +477,26 @@ def test_two_half_batches_hide_communication_at_a_price() -> None:
 
 
 def test_a_cycle_serves_every_slot_once() -> None:
-    # 6 slots a rank, 4 prompts a pass: 2 rounds of (2000 + 1000); decode step 5000 + 1000; osl 10.
+    # 6 slots a rank, 4 prompts a pass: 2 rounds of (2000 + 3000); decode step 5000 + 1000; osl 10.
     problem = problem_of(workload={"isl": 20})
     found = figures(problem, Strategy(batch=6, prefill_batch=4, replicas=2), (5000,), (2000,))
     assert found.rounds == 2
-    assert found.cycle_ns == 10 * 6000 + 2 * 3000
+    assert found.cycle_ns == 10 * 6000 + 2 * 5000
     # One round falls between a token and the next one of others, once per 10 tokens.
-    assert found.tpot_ns == 6000 + 300
-    assert found.ttft_ns == 3000
-    assert found.request_latency_ns == 3000 + 9 * 6300
+    assert found.tpot_ns == 6000 + 500
+    assert found.ttft_ns == 5000
+    assert found.request_latency_ns == 5000 + 9 * 6500
     assert (found.active, found.gpus) == (8, 2)
-    # 8 active sequences: 66000 ns / 8 = 8250 ns of the deployment and 16500 GPU-ns a request.
-    assert found.inverse_throughput_ps == 8_250_000
-    assert found.inverse_efficiency_ns == 16_500
-    assert found.throughput_tokens_per_s(10) == 8 * 10 * 1e9 / 66000
+    # 8 active sequences: 70000 ns / 8 = 8750 ns of the deployment and 17500 GPU-ns a request.
+    assert found.inverse_throughput_ps == 8_750_000
+    assert found.inverse_efficiency_ns == 17_500
+    assert found.throughput_tokens_per_s(10) == 8 * 10 * 1e9 / 70000
 
 
 def test_interference_is_rounded_up() -> None:
     problem = problem_of(workload={"osl": 7})
-    # One other round of 2000 + 1000 over 7 tokens: 428.57.
-    assert figures(problem, Strategy(batch=2, replicas=4), (5000,), (2000,)).tpot_ns == 6000 + 429
+    # One other round of 2000 + 3000 over 7 tokens: 714.28.
+    assert figures(problem, Strategy(batch=2, replicas=4), (5000,), (2000,)).tpot_ns == 6000 + 715
 
 
 def test_with_free_concurrency_every_slot_is_active() -> None:
@@ -649,10 +648,10 @@ def test_a_dense_layer_on_one_gpu_from_end_to_end() -> None:
     problem = problem_of({"moe": None, "dense_width": 80, "num_layers": 1}, workload={"concurrency": 1})
     strategy = Strategy()
     found = evaluate_times(Leaves(problem), strategy, packing_of(problem, strategy), Blocks(105, 10**6, (1,)))
-    # Decode: embedding ceil(400 / 50) + 100 = 108; projections 1368; core ceil(105 * 3.2) + 100 = 436; FFN 1268;
-    # head (one row) (200000 + 4000) / 50 = 4080 + 300; host 1000.
-    assert found.decode_ns == 108 + 1368 + 436 + 1268 + 4380 + 1000
-    # Prefill of 100 tokens: embedding 800 + 100; projections 4.8e6 / 500 = 9600 + 400; core 3332; FFN 9600 + 300;
-    # head of one row 4380; host 1000.
-    assert found.ttft_ns == 900 + 10000 + 3332 + 9900 + 4380 + 1000
+    # Decode: embedding ceil(400 / 50) + 100 = 108; projections 1368; core ceil(105 * 3.2) + 100 = 436; FFN 1368;
+    # head (one row) (200000 + 4000) / 50 = 4080 + 600; host 1000.
+    assert found.decode_ns == 108 + 1368 + 436 + 1368 + 4680 + 1000
+    # Prefill of 100 tokens: embedding 800 + 100; projections 4.8e6 / 250 = 19200 + 400; core 3332; FFN 19200 + 400;
+    # head of one row 4680; host 3000.
+    assert found.ttft_ns == 900 + 19600 + 3332 + 19600 + 4680 + 3000
     assert found.tpot_ns == found.decode_ns  # a single slot waits for nobody

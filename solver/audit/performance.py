@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from solver.audit.case import TOLERANCE, Case, either, is_close, size
 from solver.audit.finding import Finding
 from solver.audit.occupancy import idle_share
-from solver.cost.attention import CORE_KERNELS, PROJECTION_KERNELS
+from solver.cost.attention import CORE_KERNELS
 from solver.cost.experts import EXPERT_KERNELS
 from solver.cost.ffn import DENSE_KERNELS
 from solver.cost.layers import Blocks, PhaseTimes
@@ -169,7 +169,8 @@ def _slices(case: Case) -> Iterator[Finding]:
     reduces = 2 * llm.num_layers if s.attn_tp > 1 else 0
     collectives = reduces + (2 * llm.num_moe_layers if s.moe_ep > 1 else 0)
     dense_layers = llm.num_layers - llm.num_moe_layers
-    kernels = llm.num_layers * (PROJECTION_KERNELS + CORE_KERNELS)
+    attention = case.leaves.attention
+    kernels = sum(attention.projection_kernels(layer.attention) + CORE_KERNELS for layer in llm.layers)
     kernels += llm.num_moe_layers * EXPERT_KERNELS + dense_layers * DENSE_KERNELS
     base = case.problem.calibration.collective_base
     claimed = bool(case.claims.tensor_parallel_cuts_latency)

@@ -222,9 +222,9 @@ def _calibration(claims: Claims, base: Calibration) -> Calibration:
     origins = data["origins"]
     stated = {"provenance": "assumed", "source": f"stated by {claims.source}"}
     if claims.mfu is not None:
-        decode = () if claims.mfu_prefill_only else ("compute_efficiency_decode", "attention_efficiency")
-        for name in ("compute_efficiency_prefill", *decode):
-            data[name], origins[name] = claims.mfu, stated
+        data["gemm_efficiency"], origins["gemm_efficiency"] = {"bf16": claims.mfu}, stated
+        if not claims.mfu_prefill_only:
+            data["attention_efficiency"], origins["attention_efficiency"] = claims.mfu, stated
     if claims.facts.bandwidth_utilization is not None:
         data["memory_efficiency"], origins["memory_efficiency"] = claims.facts.bandwidth_utilization, stated
     return Calibration.read(data, claims.source)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from solver.cost.machine import BYTES_PER_KIB, Ints, Machine, Phase, ceil_int
+from solver.cost.lengths import Lengths
+from solver.cost.machine import BYTES_PER_KIB, Floats, Gemm, Ints, Machine, ceil_int
 from solver.specs.dtypes import num_bytes
 from solver.specs.llm import AttentionKind, Llm
 from solver.specs.problem import Problem
-from solver.strategy import new_prompt_tokens, num_chunks
 
 PROJECTION_KERNELS = 4
 """Norm, QKV projection, rotary embedding with cache write, output projection."""
+LATENT_KERNELS = 9
+"""The same for MLA: norm, joint down-projection, two norms, query up-projection, rotary embedding, absorption into the
+latent space and back, output projection."""
+QUANTISATION_KERNELS = 2
+"""Activations are quantised before each of the two projections when the weights are multiplied in 8 or 4 bits."""
+MORE_KERNELS: dict[AttentionKind, int] = {"sparse": 4, "linear": 4}
+"""Sparse: index projection, its cache write, scoring, top-k. Linear: convolution, gates, state read-out, gated norm."""
 CORE_KERNELS = 1
 STATE_BYTES = 4
 """Recurrent states of linear attention are kept in fp32."""
@@ -22,8 +29,8 @@ INDEX_BYTES_EXTRA = 4
 class Attention:
     """Leaf costs of one layer's attention."""
 
-    def __init__(self, problem: Problem, machine: Machine) -> None:
-        self.problem, self.machine, self.llm = problem, machine, problem.llm
+    def __init__(self, problem: Problem, machine: Machine, lengths: Lengths) -> None:
+        self.machine, self.llm, self.lengths = machine, problem.llm, lengths
         self._weight_bytes = num_bytes(self.llm.dtypes.attention)
         self._kv_bytes = num_bytes(self.llm.dtypes.kv)
         self._activation_bytes = num_bytes(self.llm.dtypes.activation)
@@ -41,12 +48,27 @@ class Attention:
         kv_shards = np.minimum(attn_tp, llm.num_kv_heads)
         return replicated + -(-kv // kv_shards) + -(-(total - replicated - kv) // attn_tp)
 
-    def projection_ns(self, kind: AttentionKind, phase: Phase, attn_tp: Ints, tokens: Ints) -> Ints:
+    def projection_kernels(self, kind: AttentionKind) -> int:
+        """Kernels of one layer's attention besides its core."""
+        kernels = PROJECTION_KERNELS if self.llm.mla is None else LATENT_KERNELS
+        kernels += MORE_KERNELS.get(kind, 0)
+        low = self._weight_bytes < 2 and not self.machine.expands(self.llm.dtypes.attention)
+        return kernels + (QUANTISATION_KERNELS if low else 0)
+
+    def projection_ns(self, kind: AttentionKind, attn_tp: Ints, tokens: Ints) -> Ints:
         """Projections of `tokens` tokens of one attention group; weights are read whatever the batch."""
         weights = self.weights(kind, attn_tp).astype(np.float64)
-        rate = self.machine.peak_flop_per_ns(self.llm.dtypes.attention) * self.machine.gemm_efficiency(phase)
-        moved = weights * self._weight_bytes + 2.0 * tokens * self.llm.hidden_size * self._activation_bytes
-        return self.machine.operator_ns(2.0 * tokens * weights, moved, rate, PROJECTION_KERNELS)
+        return self.machine.gemm_ns(
+            Gemm(
+                dtype=self.llm.dtypes.attention,
+                blocks=self.llm.quant_block is not None,
+                rows=tokens,
+                flop=2.0 * tokens * weights,
+                weight_bytes=weights * self._weight_bytes,
+                activation_bytes=2.0 * tokens * self.llm.hidden_size * self._activation_bytes,
+                kernels=self.projection_kernels(kind),
+            )
+        )
 
     # --- decode -----------------------------------------------------------------------------------------------
 
@@ -57,24 +79,23 @@ class Attention:
         token with the indexer and read `top_k`, linear layers read and write their state: those parts are charged
         per sequence at the longest context.
         """
-        workload = self.problem.workload
-        longest = workload.longest_isl + workload.osl
-        zero = np.zeros(np.shape(attn_tp), dtype=np.int64)
+        longest = self.lengths.longest
+        zero = np.zeros(np.broadcast_shapes(np.shape(attn_tp), np.shape(longest)), dtype=np.int64)
         token_ps = self._cached_token_ps(attn_tp)
         if kind == "full":
             return token_ps, zero
         if kind == "sliding":
             assert self.llm.sliding_window is not None
-            return zero, token_ps * min(self.llm.sliding_window, longest)
+            return zero, token_ps * np.minimum(self.llm.sliding_window, longest)
         if kind == "sparse":
             assert self.llm.indexer is not None
             index = self.llm.indexer
-            flop = 2.0 * index.num_heads * index.head_dim * workload.tokens_per_step
+            flop = 2.0 * index.num_heads * index.head_dim * self.lengths.step_tokens
             moved = float(index.head_dim + INDEX_BYTES_EXTRA)
-            index_ps = ceil_int(1000 * max(flop / self._core_flop_per_ns, moved / self.machine.bytes_per_ns))
-            return index_ps + zero, token_ps * min(index.top_k, longest)
+            index_ps = ceil_int(1000 * max(flop / self._core_flop_per_ns, moved / self.machine.cache_bytes_per_ns))
+            return index_ps + zero, token_ps * np.minimum(index.top_k, longest)
         state = 2.0 * self._state_bytes(attn_tp)
-        return zero, ceil_int(1000 * state / self.machine.bytes_per_ns)
+        return zero, ceil_int(1000 * state / self.machine.cache_bytes_per_ns)
 
     def _cached_token_ps(self, attn_tp: Ints) -> Ints:
         """Picoseconds to attend to one cached token of one sequence: the roofline of its bytes and FLOP."""
@@ -84,27 +105,32 @@ class Attention:
             flop = 4.0 * heads * llm.head_dim
         else:
             flop = 2.0 * heads * (2 * llm.mla.kv_lora_rank + llm.mla.qk_rope_head_dim)
-        flop = flop * self.problem.workload.tokens_per_step
+        flop = flop * self.lengths.step_tokens
         moved = self._kv_token_bytes(attn_tp)
-        return ceil_int(1000 * np.maximum(flop / self._core_flop_per_ns, moved / self.machine.bytes_per_ns))
+        return ceil_int(1000 * np.maximum(flop / self._core_flop_per_ns, moved / self.machine.cache_bytes_per_ns))
 
     def decode_core_ns(self, kind: AttentionKind, attn_tp: Ints, load: Ints, batch: Ints) -> Ints:
         """Decode core of the heaviest rank: `load` tokens of context over `batch` sequences."""
         token_ps, sequence_ps = self.decode_core_ps(kind, attn_tp)
         return (token_ps * load + sequence_ps * batch + 999) // 1000 + CORE_KERNELS * self.machine.launch_ns
 
+    @property
+    def core_launch_ns(self) -> int:
+        """Launches of one core."""
+        return CORE_KERNELS * self.machine.launch_ns
+
     # --- prefill ----------------------------------------------------------------------------------------------
 
     def prefill_core_ns(self, kind: AttentionKind, attn_tp: Ints, prompts: Ints) -> Ints:
         """Core of one prefill pass of `prompts` mean prompts: the mean over the chunks of a prompt."""
         llm = self.llm
-        new, chunks = new_prompt_tokens(self.problem), num_chunks(self.problem)
-        cached = self.problem.workload.mean_isl - new
+        new, chunks = self.lengths.new, self.lengths.chunks
+        cached = self.lengths.prompt - new
         heads = llm.num_heads / attn_tp
         width = (
             llm.mla.qk_nope_head_dim + llm.mla.qk_rope_head_dim + llm.mla.v_head_dim if llm.mla else 2 * llm.head_dim
         )
-        extra = 0.0
+        extra: Floats | float = 0.0
         if kind == "linear":
             assert llm.linear is not None
             lin = llm.linear
@@ -145,9 +171,8 @@ class Attention:
         if kind == "full":
             return token, zero
         if kind == "sliding":
-            workload = self.problem.workload
             assert self.llm.sliding_window is not None
-            return zero, token * min(self.llm.sliding_window, workload.longest_isl + workload.osl)
+            return zero, token * np.minimum(self.llm.sliding_window, self.lengths.longest)
         if kind == "sparse":
             assert self.llm.indexer is not None
             return token + self.llm.indexer.head_dim + INDEX_BYTES_EXTRA, zero
@@ -172,10 +197,9 @@ def _unsplit_parameters(llm: Llm, kind: AttentionKind) -> tuple[int, int]:
     return 0, 2 * h * llm.num_kv_heads * llm.head_dim
 
 
-def attended_pairs(new: int, cached: int, window: int | None) -> float:
+def attended_pairs(new: Ints, cached: Ints, window: int | None) -> Floats:
     """Query-key pairs of `new` causal tokens on top of `cached` ones, each attending to at most `window` keys."""
-    full = new * cached + new * (new + 1) / 2
-    if window is None or window >= cached + new:
-        return full
-    growing = max(0, window - cached)
-    return growing * cached + growing * (growing + 1) / 2 + (new - growing) * float(window)
+    growing = new if window is None else np.clip(window - cached, 0, new)
+    limited = 0.0 if window is None else (new - growing) * float(window)
+    pairs: Floats = growing * cached + growing * (growing + 1) / 2 + limited
+    return pairs

@@ -7,13 +7,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from solver.cost.machine import BYTES_PER_KIB, Floats, Ints, Machine, Phase, ceil_int
+from solver.cost.machine import BYTES_PER_KIB, Floats, Gemm, Ints, Machine, ceil_int
 from solver.specs.dtypes import num_bytes
 from solver.specs.problem import Problem
 from solver.strategy import num_slots
 
-EXPERT_KERNELS = 6
-"""Norm, router with top-k, permutation, two grouped GEMMs, un-permutation."""
+EXPERT_KERNELS = 9
+"""Norm, router GEMM, top-k, permutation, quantisation, two grouped GEMMs with an activation between, un-permutation."""
 PPM = 10**6
 """Load factors are integers in parts per million: 1_000_000 is perfect balance."""
 POISSON_LIMIT = 256.0
@@ -62,21 +62,28 @@ class Experts:
     def load_factor(self, moe_ep: Ints, tokens: Ints, lambda_ppm: Ints) -> Floats:
         """Expected rows of the busiest rank / mean: placement imbalance times the sampling noise of routing."""
         assignments = tokens * self.moe.top_k
-        noise = routing_noise(moe_ep, assignments / moe_ep)
+        share = self.machine.calibration.routing_noise
+        noise = 1 + share * (routing_noise(moe_ep, assignments / moe_ep) - 1)
         limit = moe_ep * np.minimum(self.moe.top_k, self.rank_slots(moe_ep)) / self.moe.top_k
         return np.minimum(lambda_ppm / PPM * noise, limit)
 
-    def compute_ns(self, phase: Phase, moe_tp: Ints, moe_ep: Ints, tokens: Ints, lambda_ppm: Ints) -> Ints:
+    def compute_ns(self, moe_tp: Ints, moe_ep: Ints, tokens: Ints, lambda_ppm: Ints) -> Ints:
         """Router and grouped GEMMs of `tokens` tokens of the stage on its busiest rank."""
         parameters = float(self.llm.expert_parameters)
         rows = tokens * self.moe.top_k / moe_ep * self.load_factor(moe_ep, tokens, lambda_ppm)
         per_expert = tokens * self.moe.top_k / self.moe.num_experts
-        half = self.machine.calibration.grouped_gemm_half_rows
-        rate = self.machine.peak_flop_per_ns(self.llm.dtypes.experts) * self.machine.gemm_efficiency(phase)
-        flop = 2.0 * rows * parameters / moe_tp
-        moved = self.touched(moe_ep, tokens) * parameters * self._weight_bytes / moe_tp
-        moved = moved + 2.0 * rows * self.llm.hidden_size * self._activation_bytes
-        return self.machine.operator_ns(flop, moved, rate * per_expert / (per_expert + half), EXPERT_KERNELS)
+        return self.machine.gemm_ns(
+            Gemm(
+                dtype=self.llm.dtypes.experts,
+                blocks=self.llm.quant_block is not None,
+                rows=per_expert,
+                flop=2.0 * rows * parameters / moe_tp,
+                weight_bytes=self.touched(moe_ep, tokens) * parameters * self._weight_bytes / moe_tp,
+                activation_bytes=2.0 * rows * self.llm.hidden_size * self._activation_bytes,
+                kernels=EXPERT_KERNELS,
+                is_grouped=True,
+            )
+        )
 
     def weights_kib(self, moe_tp: Ints, moe_ep: Ints) -> Ints:
         """Expert weights of one MoE layer on its fullest rank, replicas included, in KiB."""

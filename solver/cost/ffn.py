@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from solver.cost.comm import Comm
-from solver.cost.machine import BYTES_PER_KIB, Ints, Machine, Phase, ceil_int
+from solver.cost.machine import BYTES_PER_KIB, Gemm, Ints, Machine, Phase, ceil_int
 from solver.specs.dtypes import num_bytes
 from solver.specs.problem import Problem
 
-DENSE_KERNELS = 3
-"""Norm, up projection with activation, down projection."""
-SHARED_KERNELS = 2
-HEAD_KERNELS = 3
-"""Final norm, head GEMM, sampling."""
+DENSE_KERNELS = 4
+"""Norm, up projection, activation, down projection."""
+SHARED_KERNELS = 3
+"""Up projection, activation, down projection."""
+HEAD_KERNELS = 6
+"""Final norm, head GEMM, and four of sampling: penalties, softmax, top-k and top-p, draw."""
 LOGIT_BYTES = 4
 """Logits are sampled in fp32."""
 
@@ -25,22 +26,30 @@ class Ffn:
         self.llm, self.machine, self.comm = problem.llm, machine, comm
         self._activation_bytes = num_bytes(self.llm.dtypes.activation)
 
-    def _gemm_ns(self, parameters: int, phase: Phase, attn_tp: Ints, tokens: Ints, kernels: int) -> Ints:
+    def _gemm_ns(self, parameters: int, attn_tp: Ints, tokens: Ints, kernels: int) -> Ints:
         weights = parameters / attn_tp
         dtype = self.llm.dtypes.dense
-        rate = self.machine.peak_flop_per_ns(dtype) * self.machine.gemm_efficiency(phase)
-        moved = weights * num_bytes(dtype) + 2.0 * tokens * self.llm.hidden_size * self._activation_bytes
-        return self.machine.operator_ns(2.0 * tokens * weights, moved, rate, kernels)
+        return self.machine.gemm_ns(
+            Gemm(
+                dtype=dtype,
+                blocks=self.llm.quant_block is not None,
+                rows=tokens,
+                flop=2.0 * tokens * weights,
+                weight_bytes=weights * num_bytes(dtype),
+                activation_bytes=2.0 * tokens * self.llm.hidden_size * self._activation_bytes,
+                kernels=kernels,
+            )
+        )
 
-    def dense_ns(self, phase: Phase, attn_tp: Ints, tokens: Ints) -> Ints:
+    def dense_ns(self, attn_tp: Ints, tokens: Ints) -> Ints:
         """FFN of a dense layer for `tokens` tokens of one attention group."""
-        return self._gemm_ns(self.llm.dense_parameters, phase, attn_tp, tokens, DENSE_KERNELS)
+        return self._gemm_ns(self.llm.dense_parameters, attn_tp, tokens, DENSE_KERNELS)
 
-    def shared_ns(self, phase: Phase, attn_tp: Ints, tokens: Ints) -> Ints:
+    def shared_ns(self, attn_tp: Ints, tokens: Ints) -> Ints:
         """Shared experts of a MoE layer; 0 where there are none."""
         if self.llm.shared_parameters == 0:
             return np.zeros(np.broadcast_shapes(np.shape(attn_tp), np.shape(tokens)), dtype=np.int64)
-        return self._gemm_ns(self.llm.shared_parameters, phase, attn_tp, tokens, SHARED_KERNELS)
+        return self._gemm_ns(self.llm.shared_parameters, attn_tp, tokens, SHARED_KERNELS)
 
     def embedding_ns(self, attn_tp: Ints, tokens: Ints) -> Ints:
         """Vocabulary-parallel look-up and its all-reduce; the first stage pays it."""
@@ -49,12 +58,25 @@ class Ffn:
         return lookup + self.comm.best_tp_allreduce_ns(attn_tp, tokens)
 
     def head_ns(self, phase: Phase, attn_tp: Ints, rows: Ints) -> Ints:
-        """LM head of `rows` rows, logits gathered over TP, and sampling; the last stage pays it."""
+        """LM head of `rows` rows, logits gathered over TP, and sampling; the last stage pays it.
+
+        In decode, every row also costs the host and sampling work of its sequence.
+        """
         weights = self.llm.vocabulary_parameters / attn_tp
         dtype = self.llm.dtypes.embedding
-        rate = self.machine.peak_flop_per_ns(dtype) * self.machine.gemm_efficiency(phase)
-        moved = weights * num_bytes(dtype) + rows * (self.llm.vocab_size / attn_tp) * LOGIT_BYTES
-        gemm = self.machine.operator_ns(2.0 * rows * weights, moved, rate, HEAD_KERNELS)
+        gemm = self.machine.gemm_ns(
+            Gemm(
+                dtype=dtype,
+                blocks=False,
+                rows=rows,
+                flop=2.0 * rows * weights,
+                weight_bytes=weights * num_bytes(dtype),
+                activation_bytes=rows * (self.llm.vocab_size / attn_tp) * LOGIT_BYTES,
+                kernels=HEAD_KERNELS,
+            )
+        )
+        if phase == "decode":
+            gemm = gemm + self.machine.calibration.host_sequence * rows
         return gemm + self.comm.tp_allgather_ns(attn_tp, rows * float(self.llm.vocab_size) * LOGIT_BYTES)
 
     # --- memory -----------------------------------------------------------------------------------------------

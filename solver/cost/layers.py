@@ -99,7 +99,7 @@ class PhaseTimes:
         allreduce = int(leaves.allreduce_ns(self.allreduce, tp, group))
         experts = exchange = 0
         if kind.ffn == "moe":
-            experts = int(leaves.expert_ns(self.phase, moe_tp, moe_ep, stage, factor))
+            experts = int(leaves.expert_ns(moe_tp, moe_ep, stage, factor))
             if self.dispatch == "gather" and s.attn_dp == 1:
                 exchange = allreduce  # every rank has all tokens already: one all-reduce over the stage
             else:
@@ -109,7 +109,7 @@ class PhaseTimes:
                 else:
                     exchange += int(leaves.gather_ns(moe_tp * moe_ep, members, stage))
         return LayerTime(
-            projection_ns=int(leaves.dense_part_ns(kind.attention, kind.ffn, self.phase, tp, group)),
+            projection_ns=int(leaves.dense_part_ns(kind.attention, kind.ffn, tp, group)),
             core_ns=core_ns,
             expert_ns=experts,
             allreduce_ns=leaves.num_allreduces(kind.ffn, self.dispatch) * allreduce,

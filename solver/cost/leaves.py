@@ -8,11 +8,11 @@ from solver.cost.attention import CORE_KERNELS, Attention
 from solver.cost.comm import Comm
 from solver.cost.experts import Experts
 from solver.cost.ffn import Ffn
+from solver.cost.lengths import Lengths
 from solver.cost.machine import Ints, Machine, Phase
 from solver.cost.memory import Memory
 from solver.specs.llm import AttentionKind, FfnKind
 from solver.specs.problem import AllReduce, Dispatch, Problem
-from solver.strategy import chunk_tokens, num_chunks
 
 PPM = 10**6
 
@@ -20,36 +20,52 @@ PPM = 10**6
 class Leaves:
     """Leaf costs, vectorised over degrees. All times ns, all sizes KiB, all rounded up once."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, lengths: Lengths | None = None) -> None:
         self.problem = problem
+        self.lengths = Lengths.of(problem) if lengths is None else lengths
         self.machine = Machine(problem)
         self.comm = Comm(problem, self.machine)
-        self.attention = Attention(problem, self.machine)
+        self.attention = Attention(problem, self.machine, self.lengths)
         self.ffn = Ffn(problem, self.machine, self.comm)
         self.experts = Experts(problem, self.machine) if problem.llm.is_moe else None
         self.memory = Memory(problem, self.attention, self.ffn, self.comm, self.experts)
         self.sync_ns = problem.calibration.overlap_sync
         self.host_ns = problem.calibration.host_step
-        self.chunks = num_chunks(problem)
-        self.chunk_tokens = chunk_tokens(problem)
-        self.step_tokens = problem.workload.tokens_per_step
+        self.prefill_host_ns = (
+            problem.calibration.host_prefill + problem.llm.num_layers * problem.calibration.host_prefill_layer
+        )
+        self.step_tokens = self.lengths.step_tokens
         self.busy_ppm = PPM - round(problem.calibration.overlap_sm_share * PPM)
         speculative = problem.workload.speculative
         self.kept_ppm = PPM + (round(speculative.accepted * PPM) if speculative else 0)
 
     # --- computation ----------------------------------------------------------------------------------------------
 
-    def dense_part_ns(self, attention: AttentionKind, ffn: FfnKind, phase: Phase, attn_tp: Ints, tokens: Ints) -> Ints:
-        """What attention TP shards, without the attention core: projections plus dense FFN or shared experts."""
-        fixed = self.attention.projection_ns(attention, phase, attn_tp, tokens)
-        if ffn == "dense":
-            return fixed + self.ffn.dense_ns(phase, attn_tp, tokens)
-        return fixed + self.ffn.shared_ns(phase, attn_tp, tokens)
+    def pass_host_ns(self, phase: Phase) -> int:
+        """Host work of one decode step or prefill pass."""
+        return self.host_ns if phase == "decode" else self.prefill_host_ns
 
-    def expert_ns(self, phase: Phase, moe_tp: Ints, moe_ep: Ints, tokens: Ints, lambda_ppm: Ints) -> Ints:
+    @property
+    def chunks(self) -> int:
+        """Prefill passes of one mean prompt."""
+        return int(self.lengths.chunks)
+
+    @property
+    def chunk_tokens(self) -> int:
+        """New tokens of one prompt in one pass."""
+        return int(self.lengths.chunk)
+
+    def dense_part_ns(self, attention: AttentionKind, ffn: FfnKind, attn_tp: Ints, tokens: Ints) -> Ints:
+        """What attention TP shards, without the attention core: projections plus dense FFN or shared experts."""
+        fixed = self.attention.projection_ns(attention, attn_tp, tokens)
+        if ffn == "dense":
+            return fixed + self.ffn.dense_ns(attn_tp, tokens)
+        return fixed + self.ffn.shared_ns(attn_tp, tokens)
+
+    def expert_ns(self, moe_tp: Ints, moe_ep: Ints, tokens: Ints, lambda_ppm: Ints) -> Ints:
         """Routed experts of one MoE layer for `tokens` tokens of the stage."""
         assert self.experts is not None
-        return self.experts.compute_ns(phase, moe_tp, moe_ep, tokens, lambda_ppm)
+        return self.experts.compute_ns(moe_tp, moe_ep, tokens, lambda_ppm)
 
     def inflated_ns(self, compute_ns: Ints) -> Ints:
         """Computation while communication holds its share of the SMs."""

@@ -8,12 +8,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from solver.specs.dtypes import NATIVE, WEIGHT_ONLY
+from solver.specs.calibration import Arithmetic
+from solver.specs.dtypes import NATIVE, WEIGHT_ONLY, num_bytes
 from solver.specs.problem import Problem
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating[Any]]
-IntLike = int | np.int64 | Ints
+Numbers = Ints | Floats
 Phase = Literal["prefill", "decode"]
 
 SLACK = 1e-6
@@ -21,6 +22,8 @@ SLACK = 1e-6
 floating-point bit differs agree on the integer."""
 
 BYTES_PER_KIB = 1024
+UNIT_ARITHMETIC: dict[str, Arithmetic] = {"bf16": "bf16", "fp8": "fp8", "int8": "int8", "fp4": "fp4"}
+"""The arithmetic of each unit where weights carry one scale per tensor or channel."""
 
 
 def ceil_int(value: Floats | float) -> Ints:
@@ -36,6 +39,23 @@ class Link:
     latency_ns: float
 
 
+@dataclass(frozen=True)
+class Gemm:
+    """One GEMM, or the grouped GEMMs of a layer's experts, on one rank."""
+
+    dtype: str
+    """Storage format of the weights."""
+    blocks: bool
+    """Whether the weights are scaled in blocks."""
+    rows: Numbers
+    """Token rows that one weight matrix multiplies (per expert when grouped)."""
+    flop: Floats
+    weight_bytes: Floats
+    activation_bytes: Floats
+    kernels: int
+    is_grouped: bool = False
+
+
 class Machine:
     """Rates in FLOP/ns and bytes/ns after efficiencies."""
 
@@ -43,7 +63,9 @@ class Machine:
         self._peak: dict[str, float] = {unit: rate / 1e9 for unit, rate in problem.cluster.gpu.peak.items()}
         calibration = problem.calibration
         self.calibration = calibration
-        self.bytes_per_ns = problem.cluster.gpu.memory_bandwidth * calibration.memory_efficiency / 1e9
+        bandwidth = problem.cluster.gpu.memory_bandwidth / 1e9
+        self.bytes_per_ns = bandwidth * calibration.memory_efficiency
+        self.cache_bytes_per_ns = bandwidth * calibration.cache_efficiency
         self.launch_ns = calibration.launch
         self.domain_gpus = problem.cluster.domain_gpus
         self.links = tuple(
@@ -59,10 +81,30 @@ class Machine:
             unit = WEIGHT_ONLY.get(dtype, "bf16")
         return self._peak[unit]
 
-    def gemm_efficiency(self, phase: Phase) -> float:
-        """Achieved / peak of dense GEMMs in a phase."""
-        calibration = self.calibration
-        return calibration.compute_efficiency_prefill if phase == "prefill" else calibration.compute_efficiency_decode
+    def expands(self, dtype: str) -> bool:
+        """Whether weights of this format are expanded on the fly and multiplied on the 16-bit unit."""
+        return NATIVE[dtype] not in self._peak or (num_bytes(dtype) < 1 and NATIVE[dtype] == "bf16")
+
+    def gemm_flop_per_ns(self, dtype: str, *, blocks: bool) -> float:
+        """Rate of a GEMM with many rows; `blocks` says that its weights are scaled in blocks."""
+        calibration, unit = self.calibration, NATIVE[dtype]
+        if self.expands(dtype):
+            rate = self.peak_flop_per_ns(dtype) * calibration.gemm_efficiency["bf16"]
+            return rate * calibration.weight_only_compute
+        arithmetic: Arithmetic = "fp8_block" if unit == "fp8" and blocks else UNIT_ARITHMETIC[unit]
+        efficiency = calibration.gemm_efficiency.get(arithmetic, calibration.gemm_efficiency["bf16"])
+        return self.peak_flop_per_ns(dtype) * efficiency
+
+    def weight_bytes_per_ns(self, dtype: str) -> float:
+        """Rate at which a GEMM reads weights of this format."""
+        return self.bytes_per_ns * (self.calibration.weight_only_memory if self.expands(dtype) else 1.0)
+
+    def gemm_ns(self, gemm: Gemm) -> Ints:
+        """Roofline of a GEMM: its rate grows with its rows, its weights are read whatever the rows."""
+        half = self.calibration.grouped_gemm_half_rows if gemm.is_grouped else self.calibration.gemm_half_rows
+        rate = self.gemm_flop_per_ns(gemm.dtype, blocks=gemm.blocks) * gemm.rows / (gemm.rows + half)
+        moved = gemm.weight_bytes / self.weight_bytes_per_ns(gemm.dtype) + gemm.activation_bytes / self.bytes_per_ns
+        return ceil_int(np.maximum(gemm.flop / rate, moved)) + gemm.kernels * self.launch_ns
 
     def operator_ns(self, flop: Floats, num_bytes: Floats, flop_per_ns: Floats | float, kernels: int) -> Ints:
         """``max(flop / rate, bytes / bandwidth) + kernels * launch``, rounded up to ns."""

@@ -12,7 +12,6 @@ from solver.cost.machine import BYTES_PER_KIB, Ints, ceil_int
 from solver.specs.dtypes import num_bytes
 from solver.specs.llm import LayerKind
 from solver.specs.problem import Problem
-from solver.strategy import chunk_tokens
 
 RESIDUAL_COPIES = 6
 """Hidden-size activations alive at the peak of a layer: residual, normed input, QKV (about three), output."""
@@ -26,7 +25,7 @@ class Memory:
     """Leaf sizes. A stage's total is the sum over its layers, its embedding or head, and the constants."""
 
     def __init__(self, problem: Problem, attention: Attention, ffn: Ffn, comm: Comm, experts: Experts | None) -> None:
-        self.problem, self.llm = problem, problem.llm
+        self.llm = problem.llm
         self.attention, self.ffn, self.comm, self.experts = attention, ffn, comm, experts
         calibration = problem.calibration
         self.capacity_kib = int(problem.cluster.gpu.memory * calibration.usable_memory) // BYTES_PER_KIB
@@ -72,7 +71,7 @@ class Memory:
         routed = 0 if moe is None else moe.shared_width + moe.top_k * moe.expert_width
         widest = max(self.llm.dense_width, routed)
         per_token = RESIDUAL_COPIES * self.llm.hidden_size + FFN_COPIES * widest / attn_tp
-        tokens = prompts * chunk_tokens(self.problem)
+        tokens = prompts * self.attention.lengths.chunk
         return ceil_int(tokens * per_token * num_bytes(self.llm.dtypes.activation) / BYTES_PER_KIB)
 
     def logits_kib(self, rows: Ints) -> Ints:
@@ -89,10 +88,10 @@ class Memory:
 
     def decode_workspace_kib(self, attn_tp: Ints, batch: Ints) -> Ints:
         """Logits and exchange buffers of a decode step of `batch` sequences."""
-        rows = batch * self.problem.workload.tokens_per_step
+        rows = batch * self.attention.lengths.step_tokens
         return self.logits_kib(rows) + self.buffers_kib(attn_tp, rows)
 
     def prefill_workspace_kib(self, attn_tp: Ints, prompts: Ints) -> Ints:
         """Activations, logits and exchange buffers of a prefill pass of `prompts` prompts."""
-        tokens = prompts * chunk_tokens(self.problem)
+        tokens = prompts * self.attention.lengths.chunk
         return self.activation_kib(attn_tp, prompts) + self.logits_kib(prompts) + self.buffers_kib(attn_tp, tokens)

@@ -15,6 +15,7 @@ from solver.certificate import (
     Versions,
     WallTimes,
 )
+from solver.cost.closed_loop import predict_strategy
 from solver.cost.layers import Blocks, PhaseTimes
 from solver.cost.leaves import Leaves
 from solver.cost.machine import Phase
@@ -22,6 +23,7 @@ from solver.cost.metrics import NATURAL_UNITS, OBJECTIVE_UNITS, Figures, Utopia,
 from solver.degrees import Domains
 from solver.plan import (
     Breakdown,
+    ClosedLoopMetrics,
     Component,
     Metrics,
     ObjectiveClaim,
@@ -72,6 +74,7 @@ def assemble(problem: Problem, outcome: Outcome, limits: SearchLimits, utopia: U
         assumptions=problem.assumptions,
         warnings=warnings_of(problem, realised),
         runners_up=_runners_up(problem, outcome),
+        closed_loop=closed_loop_of(leaves, strategy, realised.blocks),
         problem=problem,
         certificate=Certificate(
             status=status,
@@ -99,6 +102,19 @@ def assemble(problem: Problem, outcome: Outcome, limits: SearchLimits, utopia: U
                 total=round(total_s, 4),
             ),
         ),
+    )
+
+
+def closed_loop_of(leaves: Leaves, strategy: Strategy, blocks: Blocks) -> ClosedLoopMetrics:
+    """What a closed-loop client would measure of a strategy."""
+    loop = predict_strategy(leaves, strategy, packing_of(leaves.problem, strategy), blocks.lambda_ppm)
+    concurrency = leaves.problem.workload.concurrency
+    return ClosedLoopMetrics(
+        concurrency=strategy.slots if concurrency is None else concurrency,
+        ttft_ns=int(loop.ttft_ns),
+        tpot_ns=int(loop.tpot_ns),
+        wait_ns=int(loop.wait_ns),
+        resident_per_replica=int(loop.resident),
     )
 
 
@@ -157,7 +173,7 @@ def breakdown_of(leaves: Leaves, strategy: Strategy, blocks: Blocks) -> Breakdow
             items["host"] = leaves.host_ns
         else:
             items["further chunks"] = (leaves.chunks - 1) * max(stages)
-            items["host"] = leaves.chunks * leaves.host_ns
+            items["host"] = leaves.chunks * leaves.prefill_host_ns
         parts[phase] = tuple(Component(name=name, ns=ns) for name, ns in items.items() if ns)
     return Breakdown(decode=parts["decode"], prefill=parts["prefill"])
 

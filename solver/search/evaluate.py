@@ -8,7 +8,7 @@ from solver.cost.leaves import Leaves
 from solver.degrees import grid_above
 from solver.errors import StrategyError
 from solver.plan import Evaluation, PlannedStrategy
-from solver.search.assemble import breakdown_of, metrics_of, placement_of
+from solver.search.assemble import breakdown_of, closed_loop_of, metrics_of, placement_of
 from solver.search.loop import Loop
 from solver.search.program import SearchLimits
 from solver.search.realise import BlockCache, realise
@@ -34,6 +34,7 @@ def evaluate_strategy(problem: Problem, strategy: Strategy) -> Evaluation:
         breakdown=breakdown_of(leaves, strategy, realised.blocks),
         memory=realised.ledgers,
         placement=placement_of(problem, realised),
+        closed_loop=closed_loop_of(leaves, strategy, realised.blocks),
         violations=tuple(str(v) for v in realised.violations),
         assumptions=problem.assumptions,
         problem=problem,

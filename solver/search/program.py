@@ -81,9 +81,9 @@ class Program:
             for m in d.micro_batches.values:
                 model.add(step >= m * slow + leaves.host_ns).only_enforce_if(d.micro_batches.is_(m))
         slowest_pass = self.stages.slowest["prefill"]
-        ttft = self.prefill.path + (leaves.chunks - 1) * slowest_pass + leaves.chunks * leaves.host_ns
+        ttft = self.prefill.path + (leaves.chunks - 1) * slowest_pass + leaves.chunks * leaves.prefill_host_ns
         round_ns = model.new_int_var(0, MAX_TOTAL_NS, "round")
-        model.add(round_ns >= leaves.chunks * (slowest_pass + leaves.host_ns))
+        model.add(round_ns >= leaves.chunks * (slowest_pass + leaves.prefill_host_ns))
         most_rounds = max(domains.batch) * max(domains.micro_batches)
         rounds = model.new_int_var(1, most_rounds, "rounds")
         for p in d.prefill_batch.values:

@@ -100,7 +100,7 @@ def cells_of(phase: PhaseTables, shapes: list[Shape]) -> Cells:
         right = {name: np.zeros(1) for name in ("plain", "busy", "sent")}
         theirs[:] = 0
     overlap = np.arange(len(MODES)) == OVERLAP
-    total = left["embedding"][ours] + left["head"][ours] + float(leaves.host_ns)
+    total = left["embedding"][ours] + left["head"][ours] + float(leaves.pass_host_ns(phase.phase))
     for kind in llm.kinds:
         name, core = f"{kind.attention}.{kind.ffn}", left.get(f"core.{kind.attention}")
         plain = left[f"plain.{name}"][ours] + (0.0 if core is None else core[ours])

@@ -131,7 +131,7 @@ class PhaseTables:
             table[f"hop{inside}"] = leaves.comm.hop_ns(tp, np.full_like(tp, inside), tokens)
         table["sync"] = np.where(overlap, leaves.sync_ns, 0)
         whole, half = self._allreduce(algorithm, tp, tokens), 2 * self._allreduce(algorithm, tp, -(-tokens // 2))
-        total: Floats = (table["embedding"] + table["head"] + leaves.host_ns).astype(np.float64)
+        total: Floats = (table["embedding"] + table["head"] + leaves.pass_host_ns(self.phase)).astype(np.float64)
         for kind in leaves.problem.llm.kinds:
             least = leaves.problem.llm.layers.count(kind) * self._kind_columns(table, kind, whole, half)
             total = total + least
@@ -161,7 +161,7 @@ class PhaseTables:
         if floating:
             table[f"core.{kind.attention}"] = core
         counted = np.zeros_like(core) if floating else core
-        fixed = leaves.dense_part_ns(kind.attention, kind.ffn, self.phase, tp, tokens)
+        fixed = leaves.dense_part_ns(kind.attention, kind.ffn, tp, tokens)
         if kind.ffn == "dense":
             table[f"plain.{name}"] = fixed + counted + 2 * whole
             return (fixed + core + 2 * whole).astype(np.float64)
@@ -175,7 +175,7 @@ class PhaseTables:
         plain = fixed + reduces * whole + own
         table[f"plain.{name}"] = np.where(overlap, 0, plain + counted)
         smaller = -(-tokens // 2)
-        halves = 2 * leaves.dense_part_ns(kind.attention, kind.ffn, self.phase, tp, smaller) + leaves.second_core_ns
+        halves = 2 * leaves.dense_part_ns(kind.attention, kind.ffn, tp, smaller) + leaves.second_core_ns
         table[f"busy.{name}"] = np.where(overlap, halves + counted, 0)
         table[f"sent.{name}"] = np.where(overlap, reduces * half + 2 * leaves.own_ns(tp, smaller), 0)
         return np.where(overlap, (halves + core) * (PPM / leaves.busy_ppm) + leaves.sync_ns, plain + core)
@@ -216,17 +216,17 @@ class PhaseTables:
         )
         columns = np.array(rows, dtype=np.int64).reshape(-1, 5)
         tp, ep, count, local, mode = (columns[:, i] for i in range(5))
-        leaves, phase = self.leaves, self.phase
+        leaves = self.leaves
         factors = {int(n): self.bounds.lambda_ppm(int(n)) for n in np.unique(ep)}
         factor = np.array([factors[int(n)] for n in ep], dtype=np.int64)
         table: Column = {"moe_tp": tp, "moe_ep": ep, "tokens": count, "members": local, "mode": mode}
-        experts = leaves.expert_ns(phase, tp, ep, count, factor)
+        experts = leaves.expert_ns(tp, ep, count, factor)
         sent = leaves.all_to_all_ns(tp, ep, local, count, factor)
         gathered = leaves.gather_ns(tp * ep, local, count)
         half = -(-count // 2)
         overlap = mode == MODES.index("overlap")
         exchange = np.where(mode == MODES.index("reduce"), 0, np.where(mode == MODES.index("gather"), gathered, sent))
-        busy = 2 * leaves.expert_ns(phase, tp, ep, half, factor)
+        busy = 2 * leaves.expert_ns(tp, ep, half, factor)
         table["plain"] = np.where(overlap, 0, experts + exchange)
         table["busy"] = np.where(overlap, busy, 0)
         table["sent"] = np.where(overlap, 2 * leaves.all_to_all_ns(tp, ep, local, half, factor), 0)

@@ -11,6 +11,9 @@ from solver.units import Bytes, Nanoseconds
 
 Provenance = Literal["measured", "fitted", "vendor", "assumed"]
 Share = Annotated[float, Field(gt=0, le=1)]
+Rows = Annotated[float, Field(ge=0, le=10**6)]
+Arithmetic = Literal["bf16", "fp8", "fp8_block", "int8", "fp4"]
+"""What a GEMM multiplies. ``fp8_block`` is 8-bit floating point with a scale per block of weights."""
 
 
 class Origin(Spec):
@@ -27,24 +30,44 @@ class Calibration(Spec):
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
     source: Annotated[str, Field(min_length=1)]
-    compute_efficiency_prefill: Share
-    """Achieved / peak FLOP/s of dense GEMMs with thousands of rows."""
-    compute_efficiency_decode: Share
-    """The same with few rows."""
+    gemm_efficiency: dict[Arithmetic, Share]
+    """Achieved / peak FLOP/s of GEMMs with many rows, by arithmetic; one that is not listed takes that of ``bf16``."""
+    gemm_half_rows: Rows
+    """Rows at which a GEMM reaches half of its efficiency; 0 switches the effect off."""
+    grouped_gemm_half_rows: Rows
+    """The same for a grouped GEMM, in rows per expert."""
+    weight_only_compute: Share = 1.0
+    """Rate of a GEMM that expands 4-bit weights on the fly, as a share of the 16-bit rate."""
+    weight_only_memory: Share = 1.0
+    """Bandwidth at which such a GEMM reads its weights, as a share of what other operators reach."""
     attention_efficiency: Share
     """Achieved / peak FLOP/s of the attention core."""
-    grouped_gemm_half_rows: Annotated[float, Field(ge=0, le=10**6)]
-    """Rows per expert at which a grouped GEMM reaches half of its compute efficiency; 0 switches the effect off."""
     memory_efficiency: Share
-    """Achieved / peak memory bandwidth."""
+    """Achieved / peak memory bandwidth when weights and activations are read."""
+    cache_efficiency: Share
+    """Achieved / peak memory bandwidth when the KV cache is read."""
     link_efficiency: Share
     """Achieved / stated link bandwidth."""
     launch: Nanoseconds
     """Fixed time of one kernel inside a captured graph."""
-    host_step: Nanoseconds
-    """Host work per model step (scheduler, sampler, input preparation) that the GPU waits for."""
     collective_base: Nanoseconds
     """Fixed time of one collective beyond its link latencies (kernel, synchronisation)."""
+    host_step: Nanoseconds
+    """Host work per decode step (scheduler, sampler, input preparation) that the GPU waits for."""
+    host_sequence: Nanoseconds = 0
+    """Host and sampling work per sequence of a decode step."""
+    host_prefill: Nanoseconds
+    """Host work per prefill pass."""
+    host_prefill_layer: Nanoseconds = 0
+    """Host work per layer of a prefill pass: its kernels are launched one by one, outside a captured graph."""
+    routing_noise: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the sampling noise of routing that reaches the time of the experts."""
+    mixed_batches: bool = False
+    """Whether the engine computes prompt chunks and decode tokens in one step; if not, decoding waits for prefills."""
+    request_overhead: Nanoseconds = 0
+    """Time from a request's arrival to its first scheduling and back to the client, outside the model."""
+    queue_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Prefills of other requests that a prompt waits for under closed-loop load, as a share of the concurrency."""
     overlap_sm_share: Annotated[float, Field(ge=0, lt=1)]
     """Share of the SMs that communication takes from computation during two-batch overlap."""
     overlap_sync: Nanoseconds

@@ -1,11 +1,13 @@
 """The catalog of LLMs, GPUs, clusters, workloads and calibrations: TOML files under ``models/``, found by name or path.
 
+An entry may list ``aliases``; an LLM is also found by its Hugging Face id (:mod:`solver.specs.hf_names`).
 In a wheel the files lie inside the package (``solver/models``), in a checkout or an editable install beside it.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.resources
 import os
 import re
@@ -13,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, get_args
 
 from solver.errors import CatalogError
@@ -20,7 +23,9 @@ from solver.specs.calibration import Calibration
 from solver.specs.files import MAX_FILE_BYTES, decode, parse_toml, read_bytes, shown
 from solver.specs.hardware import Cluster, Gpu
 from solver.specs.hf_config import read_config
+from solver.specs.hf_names import Named, find, plain
 from solver.specs.llm import Llm
+from solver.specs.precision import in_precision
 from solver.specs.workload import Workload
 from solver.units import short_bytes
 
@@ -60,6 +65,12 @@ def names(kind: str) -> tuple[str, ...]:
     return tuple(sorted(file.name.removesuffix(".toml") for file in _folder(kind).iterdir() if _is_toml(file.name)))
 
 
+def entry_name(kind: str, name_or_path: str | Path) -> str | None:
+    """The entry that a name, an alias or (of an LLM) a Hugging Face id means; None for a path and for anything else."""
+    named = _named(kind, name_or_path)
+    return None if named is None else named.entry
+
+
 def read_toml(path: str | Path) -> dict[str, object]:
     """Tables of a TOML file.
 
@@ -72,13 +83,18 @@ def read_toml(path: str | Path) -> dict[str, object]:
 
 
 def load_llm(name_or_path: str | Path) -> Llm:
-    """The LLM of a catalog name, a TOML file, a Hugging Face ``config.json``, or a folder that holds one."""
-    name = _catalog_name("llm", name_or_path)
+    """The LLM of a catalog name or Hugging Face id, a TOML file, a ``config.json``, or a folder that holds one.
+
+    An id that states a storage format which the entry has not (``nvidia/Qwen3-32B-NVFP4``) gives the entry in that
+    format (:func:`solver.specs.precision.in_precision`). A file or folder of that name comes before an id.
+    """
+    named = _named("llm", name_or_path)
     text = str(name_or_path)
-    if name is None and text and (os.path.isdir(text) or text.lower().endswith(".json")):
+    if named is None and text and (os.path.isdir(text) or text.lower().endswith(".json")):
         return read_config(text)
     data, where = _tables("llm", name_or_path)
-    return Llm.read(data, where)
+    llm = Llm.read(data, where)
+    return llm if named is None or named.precision is None else in_precision(llm, named.precision)
 
 
 def load_gpu(name_or_path: str | Path) -> Gpu:
@@ -88,13 +104,14 @@ def load_gpu(name_or_path: str | Path) -> Gpu:
 
 
 def load_cluster(name_or_path: str | Path) -> Cluster:
-    """The cluster of a catalog name (``h200``), of a name and a total number of GPUs (``h200x64``), or of a TOML file.
+    """The cluster of a catalog name or alias (``h200``, ``h200_sxm``), of one with a total number of GPUs
+    (``h200x64``), or of a TOML file.
 
     A file names its GPU by catalog name (``gpu = "h200"``) or describes it in a table ``[gpu]``.
     """
-    if isinstance(name_or_path, str) and _catalog_name("cluster", name_or_path) is None:
+    if isinstance(name_or_path, str) and entry_name("cluster", name_or_path) is None:
         match = _SIZED.fullmatch(name_or_path.strip().lower())
-        if match is not None and match[1] in names("cluster"):
+        if match is not None and entry_name("cluster", match[1]) is not None:
             if len(match[2]) > 9 or not 1 <= int(match[2]) <= MAX_GPUS:
                 raise CatalogError(f"cluster {shown(name_or_path)}: the number of GPUs must be from 1 to {MAX_GPUS}")
             return sized(load_cluster(match[1]), int(match[2]))
@@ -128,8 +145,7 @@ def sized(cluster: Cluster, num_gpus: int) -> Cluster:
     CatalogError
         The count is not such a multiple; the sentence names the two nearest ones.
     """
-    blocks = [cluster.gpus_per_node, *(level.gpus for level in cluster.levels if level.gpus is not None)]
-    block = max((size for size in blocks if size <= num_gpus), default=1)
+    block = _block(cluster, num_gpus)
     if num_gpus % block:
         below = num_gpus // block * block
         unit = "node" if block == cluster.gpus_per_node else "scale-up domain"
@@ -152,6 +168,18 @@ def sized(cluster: Cluster, num_gpus: int) -> Cluster:
     return Cluster.read(data, data["name"])
 
 
+def whole_size(cluster: Cluster, num_gpus: int) -> int:
+    """The smallest size that :func:`sized` accepts and that holds `num_gpus` GPUs."""
+    block = _block(cluster, num_gpus)
+    return -(-num_gpus // block) * block
+
+
+def _block(cluster: Cluster, num_gpus: int) -> int:
+    """Size of the node or scale-up domain that `num_gpus` must be a multiple of; 1 below one node."""
+    blocks = [cluster.gpus_per_node, *(level.gpus for level in cluster.levels if level.gpus is not None)]
+    return max((size for size in blocks if size <= num_gpus), default=1)
+
+
 def describe(kind: str, name: str) -> CatalogEntry:
     """One catalog entry with its text, its record and a line that sums it up.
 
@@ -172,9 +200,9 @@ def describe(kind: str, name: str) -> CatalogEntry:
         record = load_workload(name)
     else:
         record = load_calibration(name)
-    known = _catalog_name(kind, name)
+    known = entry_name(kind, name)
     if known is None and kind == "cluster" and (match := _SIZED.fullmatch(name.strip().lower())) is not None:
-        known = match[1] if match[1] in names(kind) else None
+        known = entry_name(kind, match[1])
     if known is None:
         raise CatalogError(f"{shown(name)} is a file, not a name of the catalog; see `shardwright catalog list`")
     assumptions = () if isinstance(record, Gpu | Calibration) else record.assumptions
@@ -202,7 +230,7 @@ def summary(record: Record) -> str:
         lengths = f"{record.prompt_lengths[0]} to {record.longest_isl}" if not record.is_uniform else record.longest_isl
         many = "free" if record.concurrency is None else record.concurrency
         return f"{lengths} tokens in, {record.osl} out, concurrency {many}"
-    return f"prefill {record.compute_efficiency_prefill:g}, memory {record.memory_efficiency:g} of the peak"
+    return f"GEMM {record.gemm_efficiency['bf16']:g}, memory {record.memory_efficiency:g} of the peak"
 
 
 def _folder(kind: str) -> Traversable:
@@ -218,24 +246,55 @@ def _is_toml(file: str) -> bool:
     return file.endswith(".toml") and not file.startswith(".")
 
 
-def _catalog_name(kind: str, name_or_path: str | Path) -> str | None:
-    """The catalog's spelling of a name; None when it is not a name of the catalog."""
+def _named(kind: str, name_or_path: str | Path) -> Named | None:
+    """What a name means; None when it is not a name, alias or id of the catalog, or there is a file of that name."""
     if not isinstance(name_or_path, str):
         return None
     name = name_or_path.strip().lower()
-    return name if name in names(kind) else None
+    if name in names(kind):
+        return Named(name)
+    if _is_path(name_or_path):
+        return None
+    if kind == "llm":
+        return find(name, _spellings(kind))
+    return Named(_spellings(kind)[name]) if name in _spellings(kind) else None
+
+
+@functools.cache
+def _spellings(kind: str) -> Mapping[str, str]:
+    """Entry of every name and alias: plain ones for LLMs, in lower case for the others."""
+    spell = plain if kind == "llm" else str.lower
+    return MappingProxyType(
+        {spell(word): name for name in names(kind) for word in (name, *_aliases(_entry_tables(kind, name), name))}
+    )
+
+
+def _entry_tables(kind: str, name: str) -> dict[str, object]:
+    """Tables of a catalog entry as its file has them."""
+    where = f"models/{kind}/{name}.toml"
+    content = (_folder(kind) / f"{name}.toml").read_bytes()[:MAX_FILE_BYTES]
+    return parse_toml(decode(content, where, CatalogError), where, CatalogError)
 
 
 def _tables(kind: str, name_or_path: str | Path) -> tuple[Mapping[str, object], str]:
-    """Tables of an entry, and the words that name it in error messages."""
-    name = _catalog_name(kind, name_or_path)
+    """Tables of an entry without its aliases, and the words that name it in error messages."""
+    name = entry_name(kind, name_or_path)
     if name is not None:
-        where = f"models/{kind}/{name}.toml"
-        content = (_folder(kind) / f"{name}.toml").read_bytes()[:MAX_FILE_BYTES]
-        return parse_toml(decode(content, where, CatalogError), where, CatalogError), where
-    if isinstance(name_or_path, Path) or _is_path(str(name_or_path)):
-        return read_toml(name_or_path), str(name_or_path)
-    raise _unknown(kind, name_or_path)
+        data, where = _entry_tables(kind, name), f"models/{kind}/{name}.toml"
+    elif isinstance(name_or_path, Path) or _is_path(str(name_or_path)):
+        data, where = read_toml(name_or_path), str(name_or_path)
+    else:
+        raise _unknown(kind, name_or_path)
+    _aliases(data, where)
+    return {key: value for key, value in data.items() if key != "aliases"}, where
+
+
+def _aliases(data: Mapping[str, object], where: str) -> tuple[str, ...]:
+    """Further names that a file gives its entry."""
+    value = data.get("aliases", [])
+    if not isinstance(value, list) or not all(isinstance(alias, str) for alias in value):
+        raise CatalogError(f"{where}: aliases must be a list of names, got {shown(value)}")
+    return tuple(value)
 
 
 def _is_path(text: str) -> bool:

@@ -210,6 +210,11 @@ class Llm(Spec):
         """The distinct kinds, in order of first appearance."""
         return tuple(dict.fromkeys(self.layers))
 
+    @cached_property
+    def layers_of_kind(self) -> dict[LayerKind, int]:
+        """How many layers there are of every kind."""
+        return {kind: self.layers.count(kind) for kind in self.kinds}
+
     # --- parameters -----------------------------------------------------------------------------------------------
 
     def attention_parameters(self, kind: AttentionKind = "full") -> int:

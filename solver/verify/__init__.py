@@ -45,6 +45,7 @@ SHAPE_RULES: tuple[Rule, ...] = (
 COST_RULES: tuple[Rule, ...] = (
     claimed.memory,
     claimed.metrics,
+    claimed.closed_loop,
     claimed.breakdown,
     claimed.slos,
     claimed.certificate_value,

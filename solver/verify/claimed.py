@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from solver.cost.closed_loop import predict_strategy
 from solver.cost.ledger import stage_ledgers
 from solver.cost.metrics import OBJECTIVE_UNITS, THROUGHPUT_SCALE, WEIGHTED_SCALE, Utopia, objective_value
 from solver.degrees import domains_of
 from solver.plan import Breakdown, StageLedger
-from solver.strategy import violations
+from solver.strategy import packing_of, violations
 from solver.verify.evidence import Evidence
 from solver.verify.finding import Finding
 
@@ -91,6 +92,26 @@ def metrics(evidence: Evidence) -> Iterator[Finding]:
         same = math.isclose(claim, value, rel_tol=FLOAT_TOLERANCE) if isinstance(value, float) else claim == value
         if not same:
             yield Finding("metrics", f"{name} is {claim}, recomputed {value}")
+
+
+def closed_loop(evidence: Evidence) -> Iterator[Finding]:
+    """The closed-loop means recomputed, where the plan states them."""
+    stated = evidence.plan.closed_loop
+    if stated is None:
+        return
+    strategy, problem = evidence.strategy, evidence.problem
+    packing = packing_of(problem, strategy)
+    true = predict_strategy(evidence.leaves, strategy, packing, evidence.decode.blocks.lambda_ppm)
+    free = problem.workload.concurrency
+    for name, value in (
+        ("concurrency", strategy.slots if free is None else free),
+        ("ttft_ns", int(true.ttft_ns)),
+        ("tpot_ns", int(true.tpot_ns)),
+        ("wait_ns", int(true.wait_ns)),
+        ("resident_per_replica", int(true.resident)),
+    ):
+        if getattr(stated, name) != value:
+            yield Finding("closed-loop", f"{name} is {getattr(stated, name)}, recomputed {value}")
 
 
 def breakdown(evidence: Evidence) -> Iterator[Finding]:

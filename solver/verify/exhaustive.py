@@ -235,9 +235,9 @@ class Enumeration:
             times = [self.prefill.layer_ns(setting, kind, cell, core[kind.attention]) for kind in self.kinds]
             total, slowest = cut.apply(times, ends)
             legal = setting.legal_ug[cell]
-            ttft = total + hops + (leaves.chunks - 1) * slowest + leaves.chunks * leaves.host_ns
+            ttft = total + hops + (leaves.chunks - 1) * slowest + leaves.chunks * leaves.prefill_host_ns
             path = np.minimum(path, np.where(legal, ttft, HUGE_NS))
-            slow = np.minimum(slow, np.where(legal, leaves.chunks * (slowest + leaves.host_ns), HUGE_NS))
+            slow = np.minimum(slow, np.where(legal, leaves.chunks * (slowest + leaves.prefill_host_ns), HUGE_NS))
         return path, slow
 
     def _memory(self, pp: int, at: Selection, load: Ints) -> tuple[list[Ints], Ints]:

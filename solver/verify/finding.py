@@ -37,6 +37,7 @@ VERIFY_RULES: dict[str, str] = {
     "bin-cap": "no bin holds more than `batch` sequences",
     "sequences": "every sequence sits in exactly one bin, as many as are concurrent (all slots when that is free)",
     "load": "load_tokens is the heaviest bin, recomputed",
+    "closed-loop": "the closed-loop means are the ones recomputed from strategy and placement",
     "metrics": "every metric is the one recomputed from strategy and placement",
     "breakdown": "the components of a decode step, and of a prefill, add up to its time",
     "objective": "plan, problem and certificate name the same objective in its unit",

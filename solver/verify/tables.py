@@ -95,7 +95,7 @@ class PhaseTable:
     def _experts_ns(self, stage: Ints) -> Ints:
         if self.leaves.experts is None:
             return 0 * stage
-        return self.leaves.expert_ns(self.phase, self._moe_tp, self._moe_ep, stage, self._factor)
+        return self.leaves.expert_ns(self._moe_tp, self._moe_ep, stage, self._factor)
 
     def _reduce(self, tokens: Ints, algorithms: Sequence[AllReduce]) -> Ints:
         times = [self.leaves.allreduce_ns(a, self._tp, tokens) for a in algorithms]
@@ -113,7 +113,7 @@ class PhaseTable:
         return legal
 
     def _dense_part(self, attention: AttentionKind, ffn: FfnKind, tokens: Ints) -> Ints:
-        return self.leaves.dense_part_ns(attention, ffn, self.phase, self._tp, tokens)
+        return self.leaves.dense_part_ns(attention, ffn, self._tp, tokens)
 
     def _plain_setting(self, dispatch: Dispatch) -> Setting:
         leaves, whole = self.leaves, self._whole

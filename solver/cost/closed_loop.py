@@ -1,0 +1,210 @@
+"""What a closed-loop client measures: TTFT with queueing, TPOT with prefill interference, and the wait for KV cache.
+
+A client keeps `concurrency` requests in flight, as the engines' own serving benchmarks do. The metrics of DESIGN 4
+leave queueing out; this module adds it. Everything is vectorised: one call predicts one deployment or a file of them.
+
+Engines choose their collectives, so the fastest one is charged and two-batch overlap is not; layers are split evenly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from solver.cost.leaves import PPM, Leaves
+from solver.cost.machine import Floats, Ints, ceil_int
+from solver.specs.llm import LayerKind
+from solver.strategy import Packing, Strategy
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Degrees of one deployment or, as arrays of one shape, of many. `lambda_ppm` as in :class:`~.layers.Blocks`."""
+
+    attn_tp: Ints
+    attn_dp: Ints
+    moe_tp: Ints
+    moe_ep: Ints
+    pp: Ints
+    micro_batches: Ints
+    replicas: Ints
+    stage_members: Ints
+    """Ranks of a stage that share a scale-up domain."""
+    lambda_ppm: Ints
+    concurrency: Ints
+    """Requests in flight, waiting ones included, over all replicas."""
+    osl: Ints
+    """Mean output length."""
+
+
+@dataclass(frozen=True)
+class ClosedLoop:
+    """Predicted means under closed-loop load; times in ns."""
+
+    ttft_ns: Ints
+    tpot_ns: Ints
+    wait_ns: Ints
+    """Part of the TTFT spent waiting for KV cache: the requests beyond what fits wait (Little's law)."""
+    resident: Ints
+    """Requests per replica whose KV cache fits at once."""
+    decode_ns: Ints
+    """Decode step per token at that batch, without interference."""
+    prefill_ns: Ints
+    """Prefill of one prompt alone, host work included."""
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Tokens of one attention group in one pass: decoding sequences, prompts, or both."""
+
+    batch: Ints
+    context: Ints
+    """Cached tokens of all decoding sequences."""
+    prompts: Ints
+
+    def tokens(self, leaves: Leaves) -> Ints:
+        return self.batch * leaves.step_tokens + self.prompts * leaves.lengths.chunk
+
+
+class _Passes:
+    """Times of whole passes of an instance, all stages."""
+
+    def __init__(self, leaves: Leaves, at: Deployment) -> None:
+        self.leaves, self.at = leaves, at
+
+    def total_ns(self, work: _Pass) -> Ints:
+        """All layers, embedding and head."""
+        leaves, tp, tokens = self.leaves, self.at.attn_tp, work.tokens(self.leaves)
+        decodes = bool(np.any(work.batch > 0))
+        rows = work.batch * leaves.step_tokens + work.prompts
+        total = leaves.ffn.embedding_ns(tp, tokens) + leaves.ffn.head_ns("decode" if decodes else "prefill", tp, rows)
+        reduce_ns = leaves.comm.best_tp_allreduce_ns(tp, tokens)
+        moe_ns = self._moe_ns(tokens, reduce_ns) if leaves.experts is not None else np.zeros_like(total)
+        for kind, count in leaves.problem.llm.layers_of_kind.items():
+            layer = leaves.dense_part_ns(kind.attention, kind.ffn, tp, tokens) + self._core_ns(kind, work)
+            layer = layer + (moe_ns if kind.ffn == "moe" else leaves.num_allreduces("dense", "gather") * reduce_ns)
+            total = total + count * layer
+        return total
+
+    def _core_ns(self, kind: LayerKind, work: _Pass) -> Ints:
+        """Attention core of the decoding sequences and of the prompts; one kernel when a pass has both."""
+        attention, tp = self.leaves.attention, self.at.attn_tp
+        decode = attention.decode_core_ns(kind.attention, tp, work.context, work.batch)
+        prefill = attention.prefill_core_ns(kind.attention, tp, work.prompts)
+        launch = attention.core_launch_ns
+        return np.where(work.prompts == 0, decode, np.where(work.batch == 0, prefill, decode + prefill - launch))
+
+    def _moe_ns(self, group_tokens: Ints, reduce_ns: Ints) -> Ints:
+        """Routed experts, their exchange and the all-reduces of a MoE layer, by the faster exchange.
+
+        Engines send tokens by all-to-all only between attention groups; one group has them everywhere already.
+        """
+        leaves, at = self.leaves, self.at
+        tokens = at.attn_dp * group_tokens
+        own = leaves.own_ns(at.attn_tp, group_tokens)
+        ranks = at.moe_tp * at.moe_ep
+        gather = np.where(at.attn_dp == 1, reduce_ns, own + leaves.gather_ns(ranks, at.stage_members, tokens))
+        gather = gather + leaves.num_allreduces("moe", "gather") * reduce_ns
+        sent = leaves.all_to_all_ns(at.moe_tp, at.moe_ep, at.stage_members, tokens, at.lambda_ppm)
+        sent = own + sent + leaves.num_allreduces("moe", "all_to_all") * reduce_ns
+        exchange = np.where((at.moe_ep > 1) & (at.attn_dp > 1), np.minimum(gather, sent), gather)
+        return leaves.expert_ns(at.moe_tp, at.moe_ep, tokens, at.lambda_ppm) + exchange
+
+    def decode_step_ns(self, batch: Ints, context: Ints) -> Ints:
+        """One decode step of all micro-batches, host work included."""
+        at, comm = self.at, self.leaves.comm
+        total = self.total_ns(_Pass(batch, context, np.zeros_like(batch)))
+        inside = np.where(at.stage_members >= at.attn_tp * at.attn_dp * at.pp, 1, 0)
+        hops = (at.pp - 1) * comm.hop_ns(at.attn_tp, inside, batch * self.leaves.step_tokens)
+        path = total + np.where(at.pp > 1, hops + comm.return_ns(inside), 0)
+        return np.maximum(path, at.micro_batches * -(-total // at.pp)) + self.leaves.host_ns
+
+    def prefill_ns(self, prompts: Ints) -> Ints:
+        """All chunks of `prompts` prompts alone, host work included; the time that decoding loses."""
+        nothing = np.zeros_like(prompts)
+        one = self.total_ns(_Pass(nothing, nothing, prompts)) + self.leaves.prefill_host_ns
+        return self.leaves.lengths.chunks * one
+
+    def mixed_ns(self, batch: Ints, context: Ints, prompts: Ints, step_ns: Ints) -> Ints:
+        """What the same chunks add to decode steps that they share."""
+        both = self.total_ns(_Pass(batch, context, prompts)) + self.leaves.prefill_host_ns
+        added: Ints = self.leaves.lengths.chunks * np.maximum(0, both - step_ns)
+        return added
+
+
+def capacity(leaves: Leaves, at: Deployment) -> Ints:
+    """Sequences whose KV cache fits on one rank beside weights and reserves; at least 1.
+
+    A sequence is counted in the middle of its output, as engines with paged caches admit requests.
+    """
+    memory, llm, tp = leaves.memory, leaves.problem.llm, at.attn_tp
+    one = np.ones_like(tp)
+    held = memory.constant_kib + leaves.ffn.vocabulary_kib(tp) * np.where(llm.tie_embeddings & (at.pp == 1), 1, 2)
+    held = held + memory.prefill_workspace_kib(tp, one)
+    layers, cached = np.zeros_like(tp), np.zeros_like(tp)
+    tokens = leaves.lengths.prompt + at.osl // 2
+    for kind, count in llm.layers_of_kind.items():
+        layer = memory.attention_kib(kind, tp) + memory.ffn_kib(kind, tp) + memory.norm_router_kib(kind)
+        layers = layers + count * (layer + memory.experts_kib(kind, at.moe_tp, at.moe_ep))
+        cached = cached + count * leaves.attention.cache_kib(kind.attention, tp, tokens, one)
+    free = memory.capacity_kib - held - -(-layers // at.pp)
+    fitting: Ints = np.maximum(1, at.pp * free // np.maximum(cached, 1))
+    return fitting
+
+
+def predict(leaves: Leaves, at: Deployment) -> ClosedLoop:
+    """Closed-loop means of a deployment, or of many.
+
+    With `A` the prefill time of the others in a cycle, `t_0` the TTFT without the wait for cache and `D` the decode
+    time of a request: only a share ``D / (t_0 + D)`` of those prefills falls into `D`, so that
+    ``D = osl t_decode + A D / (t_0 + D)``.
+    """
+    calibration, passes = leaves.problem.calibration, _Passes(leaves, at)
+    offered: Floats = np.maximum(1.0, at.concurrency / at.replicas)
+    resident = np.minimum(np.ceil(offered).astype(np.int64), capacity(leaves, at) * at.attn_dp)
+    bins = at.attn_dp * at.micro_batches
+    batch = -(-resident // bins)
+    context = batch * (leaves.lengths.prompt + at.osl // 2)
+    step = passes.decode_step_ns(batch, context)
+    decode = -(-step * PPM // leaves.kept_ppm)
+    # Prompts that arrive within one decode step of a rank are prefilled together, as far as a pass has room.
+    room = np.maximum(1, leaves.problem.workload.prefill_chunk_tokens // leaves.lengths.new)
+    together = np.clip(np.rint(batch * at.micro_batches / at.osl).astype(np.int64), 1, room)
+    mixed = calibration.mixed_batches
+    shared = passes.mixed_ns(batch, context, together, step) if mixed else passes.prefill_ns(together)
+    one = passes.prefill_ns(np.ones_like(together))
+    others: Floats = np.maximum(resident - 1, 0) / at.attn_dp * shared / together
+    first = calibration.request_overhead + one + decode + calibration.queue_share * others
+    alone = at.osl * decode
+    linear = first - alone - others
+    decoding = (np.sqrt(linear * linear + 4.0 * alone * first) - linear) / 2
+    wait = np.maximum(offered - resident, 0) / resident * (first + decoding)
+    return ClosedLoop(
+        ttft_ns=ceil_int(first + wait),
+        tpot_ns=ceil_int(decoding / at.osl),
+        wait_ns=ceil_int(wait),
+        resident=resident,
+        decode_ns=decode,
+        prefill_ns=one,
+    )
+
+
+def predict_strategy(leaves: Leaves, strategy: Strategy, packing: Packing, lambda_ppm: int) -> ClosedLoop:
+    """Closed-loop means of one strategy at the workload's concurrency; with a free one, of all its slots."""
+    workload = leaves.problem.workload
+    concurrency = strategy.slots if workload.concurrency is None else workload.concurrency
+    at = Deployment(
+        attn_tp=np.asarray(strategy.attn_tp),
+        attn_dp=np.asarray(strategy.attn_dp),
+        moe_tp=np.asarray(strategy.moe_tp),
+        moe_ep=np.asarray(strategy.moe_ep),
+        pp=np.asarray(strategy.pp),
+        micro_batches=np.asarray(strategy.micro_batches),
+        replicas=np.asarray(strategy.replicas),
+        stage_members=np.asarray(packing.stage_members),
+        lambda_ppm=np.asarray(lambda_ppm),
+        concurrency=np.asarray(concurrency),
+        osl=np.asarray(workload.osl),
+    )
+    return predict(leaves, at)

@@ -1,0 +1,154 @@
+"""The coefficients that are fitted, what is known of them beforehand, and how GPU and engine may shift them.
+
+Every coefficient is positive; its logarithm is ``log(value) + spread * z_global + gpu_spread * z_gpu + ...`` with
+standard normal `z` (a hierarchical model with shrinkage): few measurements move it little, an unseen GPU or engine keeps
+the level above.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from solver.cost.machine import Floats
+from solver.specs.calibration import Calibration
+from solver.specs.hardware import Gpu
+
+Key = tuple[str, str]
+"""(GPU architecture, engine): what has coefficients of its own."""
+
+
+@dataclass(frozen=True)
+class Coefficient:
+    """Prior of one coefficient. Spreads are standard deviations of the logarithm; 0 means no effect of that level."""
+
+    name: str
+    """Field of :class:`Calibration`, ``gemm_efficiency.<arithmetic>``, or one of the factors in `FACTORS`."""
+    value: float
+    spread: float
+    gpu_spread: float = 0.0
+    engine_spread: float = 0.0
+    pair_spread: float = 0.0
+    largest: float = math.inf
+
+
+FACTORS: dict[str, tuple[str, ...]] = {
+    "compute": (
+        "gemm_efficiency.bf16",
+        "gemm_efficiency.fp8",
+        "gemm_efficiency.fp8_block",
+        "gemm_efficiency.fp4",
+        "attention_efficiency",
+    ),
+    "host": ("host_step", "host_sequence"),
+}
+"""Factors that a GPU or an engine applies to several coefficients at once."""
+
+MIXED_BATCHES = ("vllm", "trtllm")
+"""Engines that compute prompt chunks and decode tokens in one step by default; SGLang alternates."""
+LARGEST_EFFICIENCY = 0.95
+
+PRIORS: tuple[Coefficient, ...] = (
+    Coefficient("gemm_efficiency.bf16", 0.6, 0.25, largest=LARGEST_EFFICIENCY),
+    Coefficient("gemm_efficiency.fp8", 0.5, 0.25, largest=LARGEST_EFFICIENCY),
+    Coefficient("gemm_efficiency.fp8_block", 0.35, 0.25, largest=LARGEST_EFFICIENCY),
+    Coefficient("gemm_efficiency.fp4", 0.3, 0.25, largest=LARGEST_EFFICIENCY),
+    Coefficient("weight_only_compute", 0.7, 0.12, largest=1.0),
+    Coefficient("weight_only_memory", 0.83, 0.10, largest=1.0),
+    Coefficient("attention_efficiency", 0.7, 0.25, largest=LARGEST_EFFICIENCY),
+    Coefficient("compute", 1.0, 0.0, gpu_spread=0.35, engine_spread=0.2, pair_spread=0.1),
+    Coefficient("gemm_half_rows", 64.0, 0.7),
+    Coefficient("grouped_gemm_half_rows", 16.0, 0.7),
+    Coefficient("memory_efficiency", 0.8, 0.15, largest=LARGEST_EFFICIENCY),
+    Coefficient("cache_efficiency", 0.7, 0.20, largest=LARGEST_EFFICIENCY),
+    Coefficient("link_efficiency", 0.7, 0.12, largest=1.0),
+    Coefficient("launch", 2_500.0, 0.5, gpu_spread=0.15, engine_spread=0.3, pair_spread=0.1),
+    Coefficient("collective_base", 4_000.0, 0.4),
+    Coefficient("host_step", 1_000_000.0, 0.5),
+    Coefficient("host_sequence", 12_000.0, 0.5),
+    Coefficient("host", 1.0, 0.0, engine_spread=0.3),
+    Coefficient("host_prefill", 3_000_000.0, 0.4),
+    Coefficient("host_prefill_layer", 100_000.0, 0.7),
+    Coefficient("routing_noise", 0.4, 0.5, largest=1.0),
+    Coefficient("request_overhead", 50_000_000.0, 0.7, engine_spread=0.6, pair_spread=0.2),
+    Coefficient("queue_share", 0.2, 0.5, engine_spread=0.3, largest=1.0),
+)
+"""What is known before any deployment was measured: vendors' and engines' published kernel figures, generously wide."""
+
+
+def architecture(gpu: Gpu) -> str:
+    """The generation of a GPU, by its arithmetic units."""
+    if "fp4" in gpu.peak:
+        return "blackwell"
+    return "hopper" if "fp8" in gpu.peak else "ampere"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One standard normal of the model: a coefficient on one level."""
+
+    coefficient: Coefficient
+    level: str
+    """``global``, ``gpu``, ``engine`` or ``pair``."""
+    key: Key
+    """Empty strings where the level does not depend on the GPU or the engine."""
+    spread: float
+
+    def applies(self, key: Key) -> bool:
+        """Whether it shifts the coefficients of an (architecture, engine)."""
+        return all(own in ("", other) for own, other in zip(self.key, key, strict=True))
+
+
+def parameters(priors: tuple[Coefficient, ...], keys: list[Key]) -> tuple[Parameter, ...]:
+    """All parameters of a model that covers these (architecture, engine) pairs."""
+    found = []
+    for prior in priors:
+        levels = {
+            "global": (prior.spread, [("", "")]),
+            "gpu": (prior.gpu_spread, sorted({(gpu, "") for gpu, _ in keys})),
+            "engine": (prior.engine_spread, sorted({("", engine) for _, engine in keys})),
+            "pair": (prior.pair_spread, sorted(set(keys))),
+        }
+        for level, (spread, owners) in levels.items():
+            if spread > 0:
+                found += [Parameter(prior, level, owner, spread) for owner in owners]
+    return tuple(found)
+
+
+def values(priors: tuple[Coefficient, ...], model: tuple[Parameter, ...], z: Floats, key: Key) -> dict[str, float]:
+    """Coefficients of one (architecture, engine), factors applied and bounded."""
+    shift = dict.fromkeys((prior.name for prior in priors), 0.0)
+    for parameter, amount in zip(model, z, strict=True):
+        if parameter.applies(key):
+            shift[parameter.coefficient.name] += parameter.spread * float(amount)
+    found = {prior.name: prior.value * math.exp(shift[prior.name]) for prior in priors}
+    for factor, members in FACTORS.items():
+        scale = found.pop(factor, 1.0)
+        for member in members:
+            if member in found:
+                found[member] *= scale
+    largest = {prior.name: prior.largest for prior in priors}
+    return {name: min(value, largest[name]) for name, value in found.items()}
+
+
+def calibrated(base: Calibration, found: Mapping[str, float], engine: str) -> Calibration:
+    """The calibration of an engine with these coefficients in place of its own; times are rounded to whole ns."""
+    whole = {"launch", "collective_base", "host_step", "host_sequence", "host_prefill", "host_prefill_layer"}
+    whole.add("request_overhead")
+    fields: dict[str, object] = {"mixed_batches": engine in MIXED_BATCHES}
+    efficiency = dict(base.gemm_efficiency)
+    for name, value in found.items():
+        head, _, arithmetic = name.partition(".")
+        if head == "gemm_efficiency":
+            efficiency.update({known: value for known in efficiency if known == arithmetic})
+        else:
+            fields[name] = round(value) if name in whole else value
+    return base.model_copy(update={**fields, "gemm_efficiency": efficiency})
+
+
+def start(model: tuple[Parameter, ...]) -> Floats:
+    """The prior's centre."""
+    return np.zeros(len(model))

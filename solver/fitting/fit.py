@@ -1,0 +1,150 @@
+"""Robust hierarchical least squares of the coefficients, and cross-validation by unseen (LLM, GPU) pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from solver.fitting.coefficients import Coefficient, Key, Parameter, calibrated, parameters, start, values
+from solver.fitting.deployments import Group, predictions
+from solver.cost.machine import Floats, Ints
+from solver.errors import SpecError
+from solver.specs.calibration import Calibration
+
+TPOT_SCALE = 0.12
+"""Relative error beyond which a TPOT counts less than its square: repeats of one deployment differ by about as much."""
+TTFT_SCALE = 0.25
+TTFT_WEIGHT = 0.5
+"""Weight of a TTFT against a TPOT: queueing makes it the noisier of the two."""
+LARGEST_LOG = 2.0
+"""Over-predictions beyond e^2 count as e^2, so that no outlier overflows."""
+PAIR_ROWS = 100.0
+"""Rows of an (LLM, GPU) pair with which each row has weight 1; the weight falls with the fourth root of the rows."""
+STEP = 0.02
+"""Finite-difference step, in standard deviations of a prior."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is fitted: groups of deployments, their measured times, and a weight per row."""
+
+    groups: tuple[Group, ...]
+    measured: Floats
+    """TTFT and TPOT in ns, shape ``[2, rows]``; NaN where absent."""
+    weights: Floats
+
+    def without(self, rows: Ints) -> Target:
+        """The same with some rows' measurements hidden."""
+        measured = self.measured.copy()
+        measured[:, rows] = np.nan
+        return replace(self, measured=measured)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted model."""
+
+    base: Calibration
+    priors: tuple[Coefficient, ...]
+    model: tuple[Parameter, ...]
+    z: Floats
+
+    def calibration(self, key: Key) -> Calibration:
+        """Coefficients of an (architecture, engine); levels it does not share with the data stay at the level above."""
+        return calibrated(self.base, values(self.priors, self.model, self.z, key), key[1])
+
+
+def pair_weights(pairs: Sequence[str]) -> Floats:
+    """Weights that keep an (LLM, GPU) pair with many rows from outvoting the others."""
+    _, inverse, counts = np.unique(np.array(pairs), return_inverse=True, return_counts=True)
+    weights: Floats = np.minimum(1.5, (PAIR_ROWS / counts[inverse]) ** 0.25)
+    return weights
+
+
+def fit(target: Target, base: Calibration, priors: tuple[Coefficient, ...], z: Floats | None = None) -> Fit:
+    """Coefficients that explain the measurements, shrunk towards the priors.
+
+    Minimises pseudo-Huber losses of the relative errors of TPOT and TTFT, plus the squares of the standard normals.
+
+    Raises
+    ------
+    SpecError
+        scipy is not installed.
+    """
+    try:
+        from scipy.optimize import least_squares
+    except ImportError as error:
+        raise SpecError("fitting a calibration needs scipy: pip install 'shardwright[calibrate]'") from error
+    model = parameters(priors, [group.key for group in target.groups])
+    problem = _Residuals(target, base, priors, model)
+    begin = start(model) if z is None else z
+    found = least_squares(problem.residuals, begin, jac=problem.jacobian, max_nfev=40 if z is None else 8, xtol=1e-4, ftol=1e-5)
+    return Fit(base, priors, model, found.x)
+
+
+class _Residuals:
+    """Residual vector and its finite-difference Jacobian; a parameter re-costs only the groups it touches."""
+
+    def __init__(
+        self, target: Target, base: Calibration, priors: tuple[Coefficient, ...], model: tuple[Parameter, ...]
+    ) -> None:
+        self.target, self.base, self.priors, self.model = target, base, priors, model
+        known = np.any(np.isfinite(target.measured), axis=0, keepdims=True)[0]
+        self.groups = tuple(group for group in target.groups if known[group.rows].any())
+        self.scales = np.array([[TTFT_SCALE], [TPOT_SCALE]])
+        self.weight = np.array([[TTFT_WEIGHT], [1.0]]) * target.weights
+
+    def _fit(self, z: Floats) -> Callable[[Key], Calibration]:
+        return Fit(self.base, self.priors, self.model, z).calibration
+
+    def _errors(self, groups: tuple[Group, ...], z: Floats) -> Floats:
+        """Weighted robust residuals, shape ``[2, rows]``, 0 for rows that are not measured or not in `groups`."""
+        errors = np.zeros_like(self.target.measured)
+        calibration_of, cache = self._fit(z), dict[Key, Calibration]()
+        for group in groups:
+            if group.key not in cache:
+                cache[group.key] = calibration_of(group.key)
+            loop = group.predict(cache[group.key])
+            predicted = np.stack([loop.ttft_ns, loop.tpot_ns]).astype(np.float64)
+            ratio = np.log(predicted / self.target.measured[:, group.rows])
+            relative = np.expm1(np.minimum(ratio, LARGEST_LOG)) / self.scales
+            robust = np.sign(relative) * np.sqrt(2 * (np.sqrt(1 + relative**2) - 1))
+            errors[:, group.rows] = np.nan_to_num(self.weight[:, group.rows] * robust)
+        return errors
+
+    def residuals(self, z: Floats) -> Floats:
+        """Errors of the rows, then the standard normals."""
+        return np.concatenate([self._errors(self.groups, z).ravel(), z])
+
+    def jacobian(self, z: Floats) -> Floats:
+        """Forward differences."""
+        here = self._errors(self.groups, z)
+        columns = np.zeros((here.size + len(z), len(z)))
+        for j, parameter in enumerate(self.model):
+            moved = z.copy()
+            moved[j] += STEP
+            touched = tuple(group for group in self.groups if parameter.applies(group.key))
+            rows = np.concatenate([group.rows for group in touched]) if touched else np.zeros(0, dtype=np.int64)
+            change = np.zeros_like(here)
+            change[:, rows] = (self._errors(touched, moved)[:, rows] - here[:, rows]) / STEP
+            columns[: here.size, j] = change.ravel()
+            columns[here.size + j, j] = 1.0
+        return columns
+
+
+def cross_validate(
+    target: Target, pairs: Sequence[str], whole: Fit, progress: Callable[[int, int], None]
+) -> Floats:
+    """Predictions of every row by a fit that has not seen its pair, shape ``[2, rows]`` in ns."""
+    names = np.array(pairs)
+    found = np.full_like(target.measured, np.nan)
+    distinct = np.unique(names)
+    for done, pair in enumerate(distinct):
+        progress(done, len(distinct))
+        rows = np.flatnonzero(names == pair)
+        unseen = fit(target.without(rows), whole.base, whole.priors, whole.z)
+        found[:, rows] = predictions(target.groups, unseen.calibration)[:, rows]
+    progress(len(distinct), len(distinct))
+    return found

@@ -1,0 +1,286 @@
+"""A CSV of measured deployments, or of deployments to be predicted -> :class:`Measurement` records.
+
+One row is one deployment under one load: the LLM, the hardware, the engine, the precision, the request lengths, the
+concurrency, the degrees, and, where they were measured, TTFT and TPOT in milliseconds.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from solver.errors import SpecError
+from solver.specs.catalog import MAX_GPUS, entry_name, load_cluster, load_llm, sized, whole_size
+from solver.specs.files import decode, read_bytes, shown
+from solver.specs.hardware import Cluster
+from solver.specs.llm import Llm
+from solver.specs.precision import PRECISIONS, in_precision, storage_format
+from solver.specs.workload import MAX_SEQUENCES, Speculative
+
+MAX_MEASUREMENTS_BYTES = 64 * 2**20
+MAX_ROWS = 200_000
+MAX_TEXT = 300
+MAX_TOKENS = 2**24
+MAX_MS = 10**9
+
+TEXTS = ("id", "llm", "system", "engine", "precision")
+COUNTS: dict[str, int] = {
+    "isl": MAX_TOKENS,
+    "osl": MAX_TOKENS,
+    "concurrency": MAX_SEQUENCES,
+    "attn_tp": MAX_GPUS,
+    "attn_dp": MAX_GPUS,
+    "moe_tp": MAX_GPUS,
+    "moe_ep": MAX_GPUS,
+    "gpus": MAX_GPUS,
+}
+"""Columns of whole numbers, and the largest that each may hold."""
+REQUIRED = (*TEXTS, *COUNTS)
+"""Columns that every file must have; README of the catalog lists the optional ones."""
+
+_WHOLE = re.compile(r"([0-9]{1,12})(?:\.0*)?")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured deployment. Times are absent where the row is only to be predicted."""
+
+    id: str
+    llm: str
+    """Catalog name, Hugging Face id, or path."""
+    system: str
+    """Catalog name or alias of the cluster, such as ``h200_sxm``."""
+    engine: str
+    engine_version: str | None
+    precision: str
+    """One of :data:`solver.specs.precision.PRECISIONS`."""
+    gemm_dtype: str | None
+    moe_dtype: str | None
+    isl: int
+    osl: int
+    concurrency: int
+    """Requests in flight."""
+    attn_tp: int
+    attn_dp: int
+    moe_tp: int
+    """1 for a dense LLM, as `moe_ep`."""
+    moe_ep: int
+    pp: int
+    gpus: int
+    ttft_ns: int | None
+    tpot_ns: int | None
+    speculative: Speculative | None = None
+
+
+def read_measurements(path: str | Path) -> tuple[Measurement, ...]:
+    """The rows of a CSV file, in its order. Columns that no field asks for are ignored.
+
+    Columns: `id`, `llm`, `system`, `engine`, `precision`, `isl`, `osl`, `concurrency`, `attn_tp`, `attn_dp`, `moe_tp`,
+    `moe_ep`, `gpus`; optional are `engine_version`, `gemm_dtype`, `moe_dtype`, `pp` (1), `measured_ttft_ms`,
+    `measured_tpot_ms`, and `speculative_draft` with `speculative_accepted`. An empty cell of an optional column means
+    that it is not known. Times are rounded to whole nanoseconds.
+
+    Raises
+    ------
+    SpecError
+        The file is missing, larger than 64 MiB or 200,000 rows, not UTF-8 or not CSV, lacks a column, gives an id
+        twice, or has a cell that is not what its column holds; the sentence names the line and the column.
+    """
+    where = str(path)
+    text = decode(read_bytes(path, MAX_MEASUREMENTS_BYTES), where)
+    rows: list[Measurement] = []
+    lines: dict[str, int] = {}
+    for row in _rows(text, where):
+        measurement = _measurement(row)
+        if measurement.id in lines:
+            raise row.fault("id", f"is already the id of line {lines[measurement.id]}", "give every row its own id")
+        if len(rows) == MAX_ROWS:
+            raise SpecError(f"{where} has more than {MAX_ROWS:,} rows; split the file")
+        lines[measurement.id] = row.line
+        rows.append(measurement)
+    if not rows:
+        raise SpecError(f"{where} has no row below its header; nothing is measured")
+    return tuple(rows)
+
+
+def served_llm(measurement: Measurement) -> Llm:
+    """The LLM of a measurement with the data types of the deployment (:func:`solver.specs.precision.in_precision`).
+
+    The KV cache is fp8 on hardware with an fp4 unit unless the precision has 16 bits, otherwise bf16. Scales of fp8 are
+    per block where the LLM is published so or the row says ``fp8_block``.
+
+    Raises
+    ------
+    SpecError
+        The LLM, the system or the precision is not known.
+    """
+    blocks = "fp8_block" in (measurement.precision, measurement.gemm_dtype, measurement.moe_dtype)
+    return _served_llm(measurement.llm, measurement.system, measurement.precision, blocks)
+
+
+def served_cluster(measurement: Measurement) -> Cluster:
+    """The system of a measurement with its GPUs; a part of several nodes is rounded up to whole nodes.
+
+    Raises
+    ------
+    CatalogError
+        The system is not in the catalog.
+    """
+    return _served_cluster(measurement.system, measurement.gpus)
+
+
+@functools.lru_cache(maxsize=1024)
+def _served_llm(name: str, system: str, precision: str, fp8_blocks: bool) -> Llm:
+    llm = load_llm(entry_name("llm", name) or name)
+    small_cache = "fp4" in load_cluster(system).gpu.peak and storage_format(precision) not in ("bf16", "fp16")
+    return in_precision(llm, precision, kv="fp8" if small_cache else "bf16", fp8_blocks=fp8_blocks)
+
+
+@functools.lru_cache(maxsize=1024)
+def _served_cluster(system: str, gpus: int) -> Cluster:
+    cluster = load_cluster(system)
+    return sized(cluster, whole_size(cluster, gpus))
+
+
+# --- reading one row ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The cells of one line by column, stripped."""
+
+    cells: Mapping[str, str]
+    where: str
+    line: int
+
+    def fault(self, column: str, problem: str, repair: str) -> SpecError:
+        """The error of one cell."""
+        return SpecError(f"{self.where}, line {self.line}: {column} {shown(self.cells[column])} {problem}; {repair}")
+
+    def text(self, column: str) -> str | None:
+        """The cell; None when it is empty or the column is absent."""
+        cell = self.cells.get(column) or None
+        if cell is not None and len(cell) > MAX_TEXT:
+            raise self.fault(column, f"has {len(cell)} characters, more than {MAX_TEXT}", "shorten it")
+        return cell
+
+    def needed(self, column: str) -> str:
+        """The cell of a column that must not be empty."""
+        cell = self.text(column)
+        if cell is None:
+            raise self.fault(column, "is empty", "fill the cell or delete the row")
+        return cell
+
+    def count(self, column: str, high: int) -> int | None:
+        """A whole number from 1 to `high`; None when absent. A trailing ``.0`` is tolerated."""
+        cell = self.text(column)
+        if cell is None:
+            return None
+        match = _WHOLE.fullmatch(cell)
+        value = int(match[1]) if match else 0
+        if not 1 <= value <= high:
+            raise self.fault(column, f"is not a whole number from 1 to {high}", "correct the cell or delete the row")
+        return value
+
+    def number(self, column: str, high: float, repair: str, *, zero: bool = False) -> float | None:
+        """A number above 0 (or from 0, with `zero`) up to `high`; None when absent."""
+        cell = self.text(column)
+        if cell is None:
+            return None
+        try:
+            value = float(cell)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not 0 <= value <= high or (value == 0 and not zero):
+            raise self.fault(column, f"is not a number {'from' if zero else 'above'} 0 and up to {high:g}", repair)
+        return value
+
+    def nanoseconds(self, column: str) -> int | None:
+        """A time in milliseconds as whole nanoseconds; None when absent."""
+        value = self.number(column, MAX_MS, "correct the cell, or leave it empty where nothing was measured")
+        return None if value is None else max(1, round(value * 10**6))
+
+
+def _rows(text: str, where: str) -> Iterator[_Row]:
+    """The rows below the header; lines without any cell are skipped."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] | None = None
+    try:
+        for cells in reader:
+            stripped = [cell.strip() for cell in cells]
+            if not any(stripped):
+                continue
+            if header is None:
+                header = _header(stripped, where)
+            elif len(stripped) != len(header):
+                raise SpecError(
+                    f"{where}, line {reader.line_num}: {len(stripped)} cells, but the header names {len(header)}; "
+                    "put cells that hold a comma in quotes"
+                )
+            else:
+                yield _Row(dict(zip(header, stripped, strict=True)), where, reader.line_num)
+    except csv.Error as fault:
+        raise SpecError(f"{where}, line {reader.line_num} is not CSV: {shown(str(fault), 100)}") from fault
+    if header is None:
+        raise SpecError(f"{where} is empty; the first line must name the columns {', '.join(REQUIRED)}")
+
+
+def _header(columns: list[str], where: str) -> list[str]:
+    """The names of the columns, once all that are needed are there, each once."""
+    missing = [name for name in REQUIRED if name not in columns]
+    if missing:
+        needed = ", ".join(REQUIRED)
+        raise SpecError(f"{where} lacks the columns {', '.join(missing)}; its first line must name {needed}")
+    twice = sorted({name for name in columns if name and columns.count(name) > 1})
+    if twice:
+        raise SpecError(f"{where} has the column {shown(twice[0])} twice; delete one of them")
+    return columns
+
+
+def _measurement(row: _Row) -> Measurement:
+    """One row as a record."""
+    texts = {column: row.needed(column) for column in TEXTS}
+    if texts["precision"].lower() not in PRECISIONS:
+        raise row.fault("precision", "is not known", f"take one of {', '.join(PRECISIONS)}")
+    counts: dict[str, int] = {}
+    for column, high in COUNTS.items():
+        row.needed(column)
+        counts[column] = row.count(column, high) or 1
+    return Measurement(
+        id=texts["id"],
+        llm=texts["llm"],
+        system=texts["system"].lower(),
+        engine=texts["engine"].lower(),
+        engine_version=row.text("engine_version"),
+        precision=texts["precision"].lower(),
+        gemm_dtype=row.text("gemm_dtype"),
+        moe_dtype=row.text("moe_dtype"),
+        **counts,
+        pp=row.count("pp", MAX_GPUS) or 1,
+        ttft_ns=row.nanoseconds("measured_ttft_ms"),
+        tpot_ns=row.nanoseconds("measured_tpot_ms"),
+        speculative=_speculative(row),
+    )
+
+
+def _speculative(row: _Row) -> Speculative | None:
+    """Declared speculative decoding; None without it (both cells empty, or a draft of 0)."""
+    repair = "give both speculative_draft and speculative_accepted, or neither"
+    draft = row.number("speculative_draft", 16, "give the tokens proposed per step, from 0 to 16", zero=True)
+    accepted = row.number("speculative_accepted", 16, "give the mean number of proposed tokens kept", zero=True)
+    if draft is None and accepted is None:
+        return None
+    if draft is None or (accepted is None and draft > 0):
+        present = "speculative_draft" if draft is not None else "speculative_accepted"
+        raise row.fault(present, "stands alone", repair)
+    if draft != int(draft):
+        raise row.fault("speculative_draft", "is not a whole number of tokens", "give the tokens proposed per step")
+    if accepted is not None and accepted > draft:
+        raise row.fault("speculative_accepted", f"exceeds the {draft:g} tokens proposed", "correct one of both")
+    return Speculative(draft=int(draft), accepted=accepted or 0.0) if draft else None
