@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from solver.errors import OperatorsError
 from solver.specs.operators import Operators
@@ -22,21 +22,21 @@ NS_PER_MS = 1e6
 Argument = int | float | str | bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operator:
-    """One operator: the package's class name and the arguments of its constructor, sorted by name."""
+    """One operator: the package's class name and the arguments of its constructor. Equal ones are the same object."""
 
     kind: str
     arguments: tuple[tuple[str, Argument], ...]
 
-    @classmethod
-    def of(cls, kind: str, **arguments: Argument) -> Operator:
-        """An operator from keyword arguments."""
-        return cls(kind, tuple(sorted(arguments.items())))
+    @staticmethod
+    @lru_cache(maxsize=2**16)
+    def of(kind: str, **arguments: Argument) -> Operator:
+        """The operator with these arguments."""
+        return Operator(kind, tuple(arguments.items()))
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """At which size an operator is priced: a number of tokens, or sequences and their lengths."""
 
     prefill: bool
@@ -103,14 +103,15 @@ class Tables:
         )
         self._engine: _Engine = EngineHandle.for_database(database)
         self._json: dict[Operator, str | None] = {}
-        self._ns: dict[tuple[Operator, Shape], float] = {}
+        self._ns: dict[Operator, dict[Shape, float]] = {}
 
     def ns(self, operator: Operator, shape: Shape) -> float:
         """Measured time of an operator in ns (interpolated by the package between its rows); NaN where it has none."""
-        key = (operator, shape)
-        if key not in self._ns:
-            self._ns[key] = self._look_up(operator, shape)
-        return self._ns[key]
+        known = self._ns.setdefault(operator, {})
+        found = known.get(shape)
+        if found is None:
+            found = known[shape] = self._look_up(operator, shape)
+        return found
 
     def _look_up(self, operator: Operator, shape: Shape) -> float:
         if operator not in self._json:

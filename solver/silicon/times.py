@@ -22,16 +22,18 @@ Collective = Literal["all_reduce", "all_gather", "reduce_scatter"]
 
 LINK_TOLERANCE = 0.1
 """Measured collectives hold for a cluster whose links differ by at most this share from the measured system's."""
-EXCHANGE_BACKENDS = {
-    ("sglang", "prefill"): "deepep_ht",
-    ("sglang", "decode"): "deepep_ll",
-    ("vllm", "prefill"): "deepep_ht",
-    ("vllm", "decode"): "deepep_ll",
-    ("trtllm", "prefill"): "trtllm_deepep_ht",
-    ("trtllm", "decode"): "trtllm_deepep_ll",
+EXCHANGES = {
+    "sglang": ("deepep_ht", "deepep_ll"),
+    "vllm": ("deepep_ht", "deepep_ll"),
+    "trtllm": ("trtllm_deepep_ht", "trtllm_deepep_ll"),
 }
-"""The expert exchange that an engine runs: high throughput in prefill, low latency in decode."""
+"""The expert exchange of an engine, as the package names it: high throughput, low latency."""
+LOW_LATENCY_TOKENS = 128
+"""Tokens of one rank up to which the low-latency exchange is run: the default buffer of DeepEP's users."""
 EXCHANGE_DTYPES = ("default", "fp8", "bfloat16")
+"""What dispatched tokens are measured in, the preferred first; some engines' tables do not say (``default``)."""
+MESSAGE_BYTES, COLLECTIVE_ELEMENT_BYTES = 1024, 2
+"""Payloads are looked up in whole KiB of 16-bit elements."""
 
 
 class SiliconTimes:
@@ -54,11 +56,12 @@ class SiliconTimes:
         self._gemm: dict[str, str | None] = {}
         self._exchange_dtype: dict[str, str | None] = {}
         wiring = self._tables.wiring
+        self._node = wiring.gpus_per_node
         inner, outer = cluster.levels[0].bandwidth, cluster.levels[-1].bandwidth
         near = abs(inner / wiring.scale_up_bytes_per_s - 1) <= LINK_TOLERANCE
-        self._inside = min(wiring.gpus_per_node, cluster.domain_gpus) if near else 1
+        self._inside = min(self._node, cluster.domain_gpus) if near else 1
         across = near and abs(outer / wiring.network_bytes_per_s - 1) <= LINK_TOLERANCE
-        self._across = across and cluster.scale_up_gpus == wiring.gpus_per_node
+        self._across = across and cluster.scale_up_gpus == self._node
 
     # --- GEMMs ----------------------------------------------------------------------------------------------------
 
@@ -74,19 +77,6 @@ class SiliconTimes:
             return self._tables.ns(gemm(kernel, columns, inner), Shape(prefill=True, tokens=rows))
 
         return _each(price, rows, columns, inner)
-
-    def absorbed_ns(self, rows: Ints, heads: Ints, dtype: str) -> Floats:
-        """Both batched GEMMs that absorb the KV up-projection of MLA in decode, for `rows` tokens and local `heads`."""
-        kernel = "fp8" if dtype == "fp8" else "bfloat16"
-
-        def price(rows: int, heads: int) -> float:
-            shape = Shape(prefill=False, tokens=rows)
-            return sum(
-                self._tables.ns(Operator.of("MLABmm", num_heads=heads, quant_mode=kernel, if_pre=before), shape)
-                for before in (True, False)
-            )
-
-        return _each(price, rows, heads)
 
     def experts_ns(self, tokens: Ints, moe_tp: Ints, moe_ep: Ints) -> Floats:
         """Grouped GEMMs of one MoE layer on one rank, permutations included; `tokens` of the whole stage."""
@@ -105,14 +95,16 @@ class SiliconTimes:
 
     # --- attention cores ------------------------------------------------------------------------------------------
 
-    def prefill_core_ns(self, kind: AttentionKind, attn_tp: Ints, prompts: Ints, new: int, cached: int) -> Floats:
-        """Attention core of `prompts` prompts of `new` tokens each, on top of `cached` ones."""
+    def prefill_core_ns(self, kind: AttentionKind, attn_tp: Ints, prompts: Ints, new: Ints, cached: Ints) -> Floats:
+        """Attention core of `prompts` prompts of `new` tokens each, on top of `cached` ones; 0 for no prompt."""
 
-        def price(attn_tp: int, prompts: int) -> float:
+        def price(attn_tp: int, prompts: int, new: int, cached: int) -> float:
+            if prompts == 0:
+                return 0.0
             shape = Shape(prefill=True, batch=prompts, length=new, cached=cached)
             return self._first(self._prefill_cores(kind, attn_tp), shape)
 
-        return _each(price, attn_tp, prompts)
+        return _each(price, attn_tp, prompts, new, cached)
 
     def decode_core_ns(self, kind: AttentionKind, attn_tp: Ints, batch: Ints, context: Ints) -> Floats:
         """Attention core of one new token of `batch` sequences with `context` cached tokens each."""
@@ -181,56 +173,59 @@ class SiliconTimes:
 
     # --- collectives ----------------------------------------------------------------------------------------------
 
-    def collective_ns(self, collective: Collective, ranks: Ints, tokens: Ints) -> Floats:
-        """A collective of `tokens` token vectors (16-bit) in total, inside a node; 0 for one rank."""
+    def collective_ns(self, collective: Collective, ranks: Ints, payload_bytes: Ints) -> Floats:
+        """A collective inside a node; the payload is what every rank ends (or starts) with. 0 for one rank."""
 
-        def price(ranks: int, tokens: int) -> float:
+        def price(ranks: int, payload_bytes: int) -> float:
             if ranks == 1:
                 return 0.0
             if ranks > self._inside:
                 return math.nan  # the package scales these from one node by bandwidth: that is a model, not a row
-            shape = Shape(prefill=True, tokens=tokens)
-            return _between(lambda n: self._tables.ns(self._collective(collective, n), shape), ranks)
+            shape = Shape(prefill=True, tokens=-(-payload_bytes // MESSAGE_BYTES))
+            return _between(lambda n: self._tables.ns(_collective(collective, n), shape), ranks)
 
-        return _each(price, ranks, tokens)
+        return _each(price, ranks, payload_bytes)
 
-    def _collective(self, collective: Collective, ranks: int) -> Operator:
-        hidden = self.llm.hidden_size
-        if collective == "all_reduce":
-            return Operator.of("CustomAllReduce", h=hidden, tp_size=ranks)
-        return Operator.of(
-            "NCCL", nccl_op=collective, num_elements_per_token=hidden, num_gpus=ranks, comm_quant_mode="half"
-        )
+    def exchange_ns(self, moe_ep: Ints, rank_tokens: Ints) -> Floats:
+        """Dispatch and combine of one MoE layer over `moe_ep` ranks that fill their nodes; tokens of one rank.
 
-    def exchange_ns(self, phase: Literal["prefill", "decode"], moe_ep: Ints, tokens: Ints) -> Floats:
-        """Dispatch and combine of one MoE layer over `moe_ep` ranks that fill their nodes; `tokens` of one rank."""
+        By the low-latency kernels as far as their buffers reach, by the high-throughput ones beyond.
+        """
+        names = EXCHANGES.get(self.operators.backend or "")
 
-        def price(moe_ep: int, tokens: int) -> float:
-            measured = moe_ep <= self._inside or self._across
-            if moe_ep == 1 or not measured or self.operators.backend is None:
+        def price(moe_ep: int, rank_tokens: int) -> float:
+            if moe_ep == 1 or names is None or not (moe_ep <= self._inside or self._across):
                 return math.nan
-            backend = EXCHANGE_BACKENDS[self.operators.backend, phase]
-            shape = Shape(prefill=phase == "prefill", tokens=tokens)
-            return sum(
-                _between(lambda n, step=step: self._exchange(backend, step, n, shape), moe_ep)
+            low_latency = rank_tokens <= LOW_LATENCY_TOKENS
+            shape = Shape(prefill=not low_latency, tokens=rank_tokens)
+            dispatch, combine = (
+                _between(lambda n, step=step: self._exchange(names[low_latency], step, n, shape), moe_ep)
                 for step in ("dispatch", "combine")
             )
+            return dispatch + combine
 
-        return _each(price, moe_ep, tokens)
+        return _each(price, moe_ep, rank_tokens)
 
-    def _exchange(self, backend: str, step: str, ranks: int, shape: Shape) -> float:
+    def _exchange(self, name: str, step: str, ranks: int, shape: Shape) -> float:
         assert self.llm.moe is not None
-        fixed = {
-            "phase": step,
-            "comm_backend": backend,
-            "hidden_size": self.llm.hidden_size,
-            "topk": self.llm.moe.top_k,
-            "num_experts": self.llm.moe.num_experts,
-            "moe_ep_size": ranks,
-            "node_num": -(-ranks // self._tables.wiring.gpus_per_node),
-        }
-        kinds = tuple(Operator.of("MoEAllToAll", comm_dtype=dtype, **fixed) for dtype in EXCHANGE_DTYPES)
+        kinds = tuple(
+            Operator.of(
+                "MoEAllToAll", phase=step, comm_backend=name, comm_dtype=dtype, hidden_size=self.llm.hidden_size,
+                topk=self.llm.moe.top_k, num_experts=self.llm.moe.num_experts, moe_ep_size=ranks,
+                node_num=-(-ranks // self._node),
+            )
+            for dtype in EXCHANGE_DTYPES
+        )  # fmt: skip
         return self._first(kinds, shape)
+
+
+def _collective(collective: Collective, ranks: int) -> Operator:
+    columns = MESSAGE_BYTES // COLLECTIVE_ELEMENT_BYTES
+    if collective == "all_reduce":
+        return Operator.of("CustomAllReduce", h=columns, tp_size=ranks)
+    return Operator.of(
+        "NCCL", nccl_op=collective, num_elements_per_token=columns, num_gpus=ranks, comm_quant_mode="half"
+    )
 
 
 def _each(price: Callable[..., float], *values: Ints) -> Floats:
