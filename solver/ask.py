@@ -15,6 +15,7 @@ from solver.specs import catalog
 from solver.specs.files import shown
 from solver.specs.hardware import Cluster
 from solver.specs.llm import Llm
+from solver.specs.operators import Operators
 from solver.specs.problem import Engine, Objective, ObjectiveName, Pins, Problem, Space
 from solver.specs.spec import Spec
 from solver.specs.workload import Workload
@@ -64,6 +65,8 @@ class Ask(Spec):
     """Which parameter count is believed when an LLM's claim and its dimensions differ."""
     calibration: str | None = None
     """Catalog name or TOML file; absent means the cluster's own."""
+    operators: str = "analytic"
+    """``analytic``, ``silicon`` or ``silicon:SYSTEM/BACKEND/VERSION``: measured kernels, from the extra `silicon`."""
     space: Literal["standard", "all"] = "standard"
     max_pp: Annotated[int, Field(ge=1, le=128)] | None = None
     """Most pipeline stages that are searched."""
@@ -97,6 +100,7 @@ class Ask(Spec):
                 "calibration": catalog.load_calibration(self.calibration)
                 if self.calibration
                 else catalog.calibration_of(cluster, self.engine),
+                "operators": _operators(self, cluster, llm),
                 "objective": Objective.read(objective, "--latency-weight"),
                 "engine": self.engine,
                 "gpus_exact": self.gpus_exact,
@@ -166,6 +170,15 @@ def _check_gpus(ask: Ask, cluster: Cluster) -> None:
             )
     if ask.gpus is not None and ask.gpus_exact is not None:
         raise SpecError(f"give --gpus {ask.gpus} (at most) or --gpus-exact {ask.gpus_exact}, not both")
+
+
+def _operators(ask: Ask, cluster: Cluster, llm: Llm) -> Operators:
+    """The source of operator times; the optional package is looked at only when it is asked for."""
+    if ask.operators.strip() == "analytic":
+        return Operators()
+    from solver.silicon import choose_operators
+
+    return choose_operators(ask.operators, cluster, ask.engine, llm)
 
 
 def _concurrency(text: str) -> int | None:

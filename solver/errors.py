@@ -23,6 +23,10 @@ class UnknownArchitectureError(SpecError):
     """A Hugging Face ``config.json`` describes a network that this package cannot cost."""
 
 
+class OperatorsError(SpecError):
+    """Measured operator times are asked for, but their package, system, version or data type is missing."""
+
+
 class StrategyError(SolverError, ValueError):
     """A strategy is malformed, or illegal for the problem it is evaluated on."""
 

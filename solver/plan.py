@@ -67,6 +67,14 @@ class ClosedLoopMetrics(Spec):
     """Requests of a replica whose KV cache fits at once."""
 
 
+class OperatorSource(Spec):
+    """Where the times of one operator of a strategy come from."""
+
+    operator: str
+    source: str
+    """``analytic: calibration NAME``, or ``silicon: SYSTEM, ENGINE VERSION (PACKAGE)``."""
+
+
 class Component(Spec):
     """A share of a phase's time on the path of one token or prompt."""
 
@@ -157,6 +165,8 @@ class Plan(Spec):
     warnings: tuple[str, ...]
     runners_up: tuple[RunnerUp, ...] = ()
     closed_loop: ClosedLoopMetrics | None = None
+    operator_sources: tuple[OperatorSource, ...] = ()
+    """What the times of this strategy rest on, by operator."""
     problem: Problem
     certificate: Certificate
 
@@ -213,6 +223,8 @@ class Evaluation(Spec):
     closed_loop: ClosedLoopMetrics
     violations: tuple[str, ...]
     """Broken memory and SLO rules with their numbers; empty when the strategy is a plan."""
+    operator_sources: tuple[OperatorSource, ...]
+    """What the times of this strategy rest on, by operator."""
     assumptions: tuple[str, ...]
     problem: Problem
 

@@ -15,6 +15,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"specs"}),
     frozenset({"strategy", "degrees"}),
     frozenset({"certificate", "plan"}),
+    frozenset({"silicon"}),
     frozenset({"cost"}),
     frozenset({"search", "verify", "audit", "fitting"}),
     frozenset({"api", "report", "ask", "export"}),
@@ -24,7 +25,14 @@ FLOORS: tuple[frozenset[str], ...] = (
 """Rooms from the lowest floor to the highest. The plan is data (it imports no cost), so the ledger may speak of it."""
 NEIGHBOURS = frozenset({("degrees", "strategy"), ("plan", "certificate"), ("units", "errors")})
 """(importer, imported) on one floor."""
-ROOM_OF_LIBRARY = {"ortools": "search", "typer": "cli", "rich": "report", "tomllib": "specs", "scipy": "fitting"}
+ROOM_OF_LIBRARY = {
+    "ortools": "search",
+    "typer": "cli",
+    "rich": "report",
+    "tomllib": "specs",
+    "scipy": "fitting",
+    "aiconfigurator_core": "silicon",
+}
 ALSO = {"rich": {"cli"}}
 """Further rooms that may import a library."""
 

@@ -487,18 +487,18 @@ def test_eight_bit_dispatch_carries_its_scales() -> None:
 def test_all_to_all_inside_a_domain() -> None:
     # 40 tokens over 4 ranks: 10 each * 1.75 copies * 200 bytes, 3/4 of them leave: 2625 / 10 = 262.5 ns; + 100 + 10,
     # rounded up to 373, twice.
-    assert int(leaves_of().comm.all_to_all_ns(*as_ints(1, 4, 4), np.array(40.0))) == 746
+    assert int(leaves_of().comm.all_to_all_ns(*as_ints(1, 4, 4, 40), np.array(1.0))) == 746
 
 
 def test_all_to_all_is_as_slow_as_its_slowest_level() -> None:
     # 8 ranks, 4 in a domain: 5 tokens each * 1.875 copies * 200 bytes = 1875; half of it crosses at 1 byte/ns: 937.5
     # (3/8 stays inside: 70 ns); + 1000 + 10, rounded up to 1948, twice.
-    assert int(leaves_of().comm.all_to_all_ns(*as_ints(1, 8, 4), np.array(40.0))) == 3896
+    assert int(leaves_of().comm.all_to_all_ns(*as_ints(1, 8, 4, 40), np.array(1.0))) == 3896
 
 
 def test_expert_tp_receives_every_copy() -> None:
     # moe_tp 2 x moe_ep 2 in a domain: 10 tokens each * 1.5 destinations * 2 shards * 200 bytes * 3/4 / 10 = 450.
-    assert int(leaves_of().comm.all_to_all_ns(*as_ints(2, 2, 4), np.array(40.0))) == 2 * (450 + 110)
+    assert int(leaves_of().comm.all_to_all_ns(*as_ints(2, 2, 4, 40), np.array(1.0))) == 2 * (450 + 110)
 
 
 def test_gather_moves_every_token_to_every_rank() -> None:

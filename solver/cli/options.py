@@ -57,6 +57,14 @@ def _signature(
     calibration: Annotated[
         str | None, _option(ASKED, "Catalog name or TOML file; default: the cluster's.", metavar="NAME|FILE")
     ] = None,
+    operators: Annotated[
+        str,
+        _option(
+            ASKED,
+            "Operator times: analytic (default), or silicon: measured kernels (extra silicon).",
+            metavar="analytic|silicon[:SYSTEM[/ENGINE[/VERSION]]]",
+        ),
+    ] = "analytic",
     objective: Annotated[
         str,
         _option(

@@ -58,7 +58,7 @@ class Attention:
     def projection_ns(self, kind: AttentionKind, attn_tp: Ints, tokens: Ints) -> Ints:
         """Projections of `tokens` tokens of one attention group; weights are read whatever the batch."""
         weights = self.weights(kind, attn_tp).astype(np.float64)
-        return self.machine.gemm_ns(
+        formula = self.machine.gemm_ns(
             Gemm(
                 dtype=self.llm.dtypes.attention,
                 blocks=self.llm.quant_block is not None,
@@ -69,6 +69,48 @@ class Attention:
                 kernels=self.projection_kernels(kind),
             )
         )
+        measured = self.machine.measured
+        if measured is None:
+            return formula
+        shapes = self.projection_shapes(kind, attn_tp)
+        rest = (self.projection_kernels(kind) - len(shapes)) * self.machine.launch_ns
+        ns = measured.gemms_ns(tokens, shapes, self.llm.dtypes.attention) + rest
+        return measured.choose("attention projections", ns, formula)
+
+    def projection_shapes(self, kind: AttentionKind, attn_tp: Ints) -> tuple[tuple[Ints, Ints], ...]:
+        """The GEMMs of :meth:`weights` as ``(columns, inner)``, split as there.
+
+        Absorbing the KV up-projection of MLA in decode is taken as the GEMM of the same weights that prefill runs.
+        """
+        llm, hidden = self.llm, np.asarray(self.llm.hidden_size)
+        if kind == "linear":
+            assert llm.linear is not None
+            lin = llm.linear
+            values = lin.num_value_heads * lin.value_head_dim
+            joint = 2 * (lin.num_key_heads * lin.key_head_dim + values + lin.num_value_heads)
+            return (-(-joint // attn_tp), hidden), (hidden, -(-values // attn_tp))
+        heads = -(-llm.num_heads // attn_tp)
+        if llm.mla is None:
+            kv_heads = -(-llm.num_kv_heads // np.minimum(attn_tp, llm.num_kv_heads))
+            joint = heads * (2 if llm.attention_output_gate else 1) + 2 * kv_heads
+            return (joint * llm.head_dim, hidden), (hidden, heads * llm.head_dim)
+        mla = llm.mla
+        query = mla.qk_nope_head_dim + mla.qk_rope_head_dim
+        latent = mla.kv_lora_rank + mla.qk_rope_head_dim
+        up = (heads * (mla.qk_nope_head_dim + mla.v_head_dim), np.asarray(mla.kv_lora_rank))
+        out = (hidden, heads * mla.v_head_dim)
+        shapes: tuple[tuple[Ints, Ints], ...]
+        if mla.q_lora_rank is None:
+            shapes = ((heads * query + latent, hidden), up, out)
+        else:
+            rank = np.asarray(mla.q_lora_rank)
+            shapes = ((rank + latent, hidden), (heads * query, rank), up, out)
+        if kind == "sparse" and llm.indexer is not None:
+            index = llm.indexer
+            rank = np.asarray(mla.q_lora_rank or llm.hidden_size)
+            keys = np.asarray(index.head_dim + index.num_heads)
+            shapes = (*shapes, (np.asarray(index.num_heads * index.head_dim), rank), (keys, hidden))
+        return shapes
 
     # --- decode -----------------------------------------------------------------------------------------------
 
@@ -77,8 +119,16 @@ class Attention:
 
         Full attention reads every cached token. Sliding layers read at most their window, sparse layers score every
         token with the indexer and read `top_k`, linear layers read and write their state: those parts are charged
-        per sequence at the longest context.
+        per sequence at the longest context. A measured core is the line through its measurements.
         """
+        token_ps, sequence_ps = self._formula_core_ps(kind, attn_tp)
+        lines = self._lines(kind, attn_tp)
+        if lines is None:
+            return token_ps, sequence_ps
+        known = lines[..., 0] >= 0
+        return np.where(known, lines[..., 1], token_ps), np.where(known, lines[..., 2], sequence_ps)
+
+    def _formula_core_ps(self, kind: AttentionKind, attn_tp: Ints) -> tuple[Ints, Ints]:
         longest = self.lengths.longest
         zero = np.zeros(np.broadcast_shapes(np.shape(attn_tp), np.shape(longest)), dtype=np.int64)
         token_ps = self._cached_token_ps(attn_tp)
@@ -112,7 +162,26 @@ class Attention:
     def decode_core_ns(self, kind: AttentionKind, attn_tp: Ints, load: Ints, batch: Ints) -> Ints:
         """Decode core of the heaviest rank: `load` tokens of context over `batch` sequences."""
         token_ps, sequence_ps = self.decode_core_ps(kind, attn_tp)
-        return (token_ps * load + sequence_ps * batch + 999) // 1000 + CORE_KERNELS * self.machine.launch_ns
+        return (token_ps * load + sequence_ps * batch + 999) // 1000 + self.core_base_ns(kind, attn_tp)
+
+    def core_base_ns(self, kind: AttentionKind, attn_tp: Ints) -> Ints:
+        """Decode core without any load: its launches, or the base of its measured line."""
+        launches = np.full(np.shape(attn_tp), self.core_launch_ns)
+        lines = self._lines(kind, attn_tp)
+        return launches if lines is None else np.where(lines[..., 0] >= 0, lines[..., 0], launches)
+
+    def _lines(self, kind: AttentionKind, attn_tp: Ints) -> Ints | None:
+        """Base, token and sequence terms of measured decode cores on a last axis, -1 where a degree has none.
+
+        Measurements are of one new token per sequence, so speculative verification stays with the formula.
+        """
+        measured = self.machine.measured
+        if measured is None or kind not in ("full", "sliding") or self.lengths.step_tokens != 1:
+            return None
+        distinct, where = np.unique(attn_tp, return_inverse=True)
+        lines = [measured.core_line(kind, tp, self.lengths) for tp in distinct.tolist()]
+        terms = [(-1, 0, 0) if line is None else (line.base_ns, line.token_ps, line.sequence_ps) for line in lines]
+        return np.array(terms, dtype=np.int64)[where.ravel()].reshape((*np.shape(attn_tp), 3))
 
     @property
     def core_launch_ns(self) -> int:
@@ -144,7 +213,13 @@ class Attention:
                 assert llm.indexer is not None
                 pairs = attended_pairs(new, cached, None) / chunks
                 extra = 2.0 * llm.indexer.num_heads * llm.indexer.head_dim * pairs
-        return self.machine.operator_ns(prompts * (flop + extra), prompts * moved, self._core_flop_per_ns, CORE_KERNELS)
+        num_flop = prompts * (flop + extra)
+        formula = self.machine.operator_ns(num_flop, prompts * moved, self._core_flop_per_ns, CORE_KERNELS)
+        measured = self.machine.measured
+        if measured is None:
+            return formula
+        ns = measured.prefill_core_ns(kind, attn_tp, prompts, self.lengths)
+        return measured.choose("prefill attention core", ns, formula)
 
     # --- memory -----------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from solver.cost.machine import Floats, Ints, Machine, ceil_int
+from solver.cost.operators import Collective
 from solver.specs.dtypes import num_bytes
 from solver.specs.problem import AllReduce, Problem
 
@@ -56,9 +57,10 @@ class Comm:
             time = (
                 2 * (inside - 1) * inner.latency_ns + 2 * (inside - 1) / inside * payload / inner.bytes_per_ns + across
             )
-        return np.where(n > 1, ceil_int(time + self._base), 0)
+        formula = np.where(n > 1, ceil_int(time + self._base), 0)
+        return self._chosen("all_reduce", n, domains, payload, formula)
 
-    def allgather_ns(self, n: Ints, q: Ints, payload: Floats) -> Ints:
+    def allgather_ns(self, n: Ints, q: Ints, payload: Floats, collective: Collective = "all_gather") -> Ints:
         """All-gather to (or reduce-scatter from) `payload` bytes per rank, hierarchical; 0 for groups of one."""
         domains, rate, latency = self._span(n, q)
         inner = self.machine.links[0]
@@ -66,7 +68,16 @@ class Comm:
         time = (inside - 1) * inner.latency_ns + (inside - 1) / inside * payload / inner.bytes_per_ns
         time = time + np.where(domains > 1, (domains - 1) * latency, 0.0)
         time = time + np.where(domains > 1, (domains - 1) / domains * payload / inside / rate, 0.0)
-        return np.where(n > 1, ceil_int(time + self._base), 0)
+        formula = np.where(n > 1, ceil_int(time + self._base), 0)
+        return self._chosen(collective, n, domains, payload, formula)
+
+    def _chosen(self, collective: Collective, n: Ints, domains: Ints, payload: Floats, formula: Ints) -> Ints:
+        """The measured collective inside a domain; engines pick its algorithm, so all of them then cost the same."""
+        measured = self.machine.measured
+        if measured is None:
+            return formula
+        ns = measured.times.collective_ns(collective, n, ceil_int(payload))
+        return measured.choose(collective.replace("_", "-"), np.where(domains > 1, np.nan, ns), formula)
 
     # --- tensor parallel ------------------------------------------------------------------------------------------
 
@@ -96,13 +107,24 @@ class Comm:
             distinct = np.minimum(distinct, moe.groups_per_token * -(-moe_ep // moe.num_groups))
         return distinct
 
-    def all_to_all_ns(self, moe_tp: Ints, moe_ep: Ints, stage_members: Ints, tokens_factor: Floats) -> Ints:
-        """Dispatch plus combine of one MoE layer.
+    def all_to_all_ns(self, moe_tp: Ints, moe_ep: Ints, stage_members: Ints, tokens: Ints, factor: Floats) -> Ints:
+        """Dispatch plus combine of one MoE layer, for the stage's `tokens` and the load factor of the busiest rank.
 
-        `tokens_factor` is the stage's tokens times the load factor of the busiest rank. Tokens are scattered over all
-        ranks of the stage, each goes once to each distinct expert-parallel rank (to all `moe_tp` shards of it) and
-        comes back once; the time of a phase is the maximum over link levels.
+        Tokens are scattered over all ranks of the stage, each goes once to each distinct expert-parallel rank (to all
+        `moe_tp` shards of it) and comes back once; the time of a phase is the maximum over link levels. A measured
+        exchange is of even load: what the busiest rank adds to it is the formula's.
         """
+        formula = self._sent_ns(moe_tp, moe_ep, stage_members, tokens * factor)
+        measured = self.machine.measured
+        if measured is None:
+            return formula
+        members = np.minimum(stage_members, moe_ep)
+        whole = (moe_tp == 1) & (members == np.minimum(moe_ep, self.machine.domain_gpus))
+        even = measured.times.exchange_ns(moe_ep, -(-tokens // moe_ep))
+        busiest = formula - self._sent_ns(moe_tp, moe_ep, stage_members, tokens * 1.0)
+        return measured.choose("expert exchange", np.where(whole, even, np.nan) + busiest, formula)
+
+    def _sent_ns(self, moe_tp: Ints, moe_ep: Ints, stage_members: Ints, tokens_factor: Floats) -> Ints:
         ranks = moe_tp * moe_ep
         members = np.minimum(stage_members, ranks)
         _, rate, latency = self._span(ranks, members)
@@ -118,7 +140,7 @@ class Comm:
         """Exchange without all-to-all: gather all `tokens` of the stage, reduce-scatter the partial sums back."""
         members = np.minimum(stage_members, stage_gpus)
         gathered = self.allgather_ns(stage_gpus, members, tokens * self.dispatch_bytes)
-        return gathered + self.allgather_ns(stage_gpus, members, tokens * self.token_bytes)
+        return gathered + self.allgather_ns(stage_gpus, members, tokens * self.token_bytes, "reduce_scatter")
 
     # --- pipeline -------------------------------------------------------------------------------------------------
 

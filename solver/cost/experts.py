@@ -14,6 +14,8 @@ from solver.strategy import num_slots
 
 EXPERT_KERNELS = 9
 """Norm, router GEMM, top-k, permutation, quantisation, two grouped GEMMs with an activation between, un-permutation."""
+ROUTER_KERNELS = 3
+"""Those of them that a measurement of the grouped GEMMs leaves out: norm, router GEMM, top-k."""
 PPM = 10**6
 """Load factors are integers in parts per million: 1_000_000 is perfect balance."""
 POISSON_LIMIT = 256.0
@@ -70,12 +72,21 @@ class Experts:
     def compute_ns(self, moe_tp: Ints, moe_ep: Ints, tokens: Ints, lambda_ppm: Ints) -> Ints:
         """Router and grouped GEMMs of `tokens` tokens of the stage on its busiest rank.
 
-        That rank has more rows than the mean, and for the same reason touches more experts.
+        That rank has more rows than the mean, and for the same reason touches more experts. Measured grouped GEMMs
+        are of even load: what the busiest rank adds to them is the formula's.
         """
+        formula = self._formula_ns(moe_tp, moe_ep, tokens, self.load_factor(moe_ep, tokens, lambda_ppm))
+        measured = self.machine.measured
+        if measured is None:
+            return formula
+        even = measured.times.experts_ns(tokens, moe_tp, moe_ep) + ROUTER_KERNELS * self.machine.launch_ns
+        busiest = formula - self._formula_ns(moe_tp, moe_ep, tokens, np.asarray(1.0))
+        return measured.choose("routed experts", even + busiest, formula)
+
+    def _formula_ns(self, moe_tp: Ints, moe_ep: Ints, tokens: Ints, load_factor: Floats) -> Ints:
         parameters = float(self.llm.expert_parameters)
-        factor = self.load_factor(moe_ep, tokens, lambda_ppm)
-        rows = tokens * self.moe.top_k / moe_ep * factor
-        touched = np.minimum(self.rank_slots(moe_ep), self.touched(moe_ep, tokens) * factor)
+        rows = tokens * self.moe.top_k / moe_ep * load_factor
+        touched = np.minimum(self.rank_slots(moe_ep), self.touched(moe_ep, tokens) * load_factor)
         per_expert = tokens * self.moe.top_k / self.moe.num_experts
         return self.machine.gemm_ns(
             Gemm(

@@ -26,30 +26,39 @@ class Ffn:
         self.llm, self.machine, self.comm = problem.llm, machine, comm
         self._activation_bytes = num_bytes(self.llm.dtypes.activation)
 
-    def _gemm_ns(self, parameters: int, attn_tp: Ints, tokens: Ints, kernels: int) -> Ints:
-        weights = parameters / attn_tp
-        dtype = self.llm.dtypes.dense
-        return self.machine.gemm_ns(
+    def _gemm_ns(self, width: int, matrices: int, attn_tp: Ints, tokens: Ints, kernels: int) -> Ints:
+        """An FFN of `width` columns: up projection (gated: two matrices in one), activation, down projection."""
+        hidden, dtype = self.llm.hidden_size, self.llm.dtypes.dense
+        weights = matrices * hidden * width / attn_tp
+        formula = self.machine.gemm_ns(
             Gemm(
                 dtype=dtype,
                 blocks=self.llm.quant_block is not None,
                 rows=tokens,
                 flop=2.0 * tokens * weights,
                 weight_bytes=weights * num_bytes(dtype),
-                activation_bytes=2.0 * tokens * self.llm.hidden_size * self._activation_bytes,
+                activation_bytes=2.0 * tokens * hidden * self._activation_bytes,
                 kernels=kernels,
             )
         )
+        measured = self.machine.measured
+        if measured is None:
+            return formula
+        columns = -(-width // attn_tp)
+        shapes = (((matrices - 1) * columns, np.asarray(hidden)), (np.asarray(hidden), columns))
+        rest = (kernels - len(shapes)) * self.machine.launch_ns
+        return measured.choose("dense FFN, shared experts", measured.gemms_ns(tokens, shapes, dtype) + rest, formula)
 
     def dense_ns(self, attn_tp: Ints, tokens: Ints) -> Ints:
         """FFN of a dense layer for `tokens` tokens of one attention group."""
-        return self._gemm_ns(self.llm.dense_parameters, attn_tp, tokens, DENSE_KERNELS)
+        return self._gemm_ns(self.llm.dense_width, self.llm.ffn_matrices, attn_tp, tokens, DENSE_KERNELS)
 
     def shared_ns(self, attn_tp: Ints, tokens: Ints) -> Ints:
         """Shared experts of a MoE layer; 0 where there are none."""
-        if self.llm.shared_parameters == 0:
+        moe = self.llm.moe
+        if moe is None or moe.shared_width == 0:
             return np.zeros(np.broadcast_shapes(np.shape(attn_tp), np.shape(tokens)), dtype=np.int64)
-        return self._gemm_ns(self.llm.shared_parameters, attn_tp, tokens, SHARED_KERNELS)
+        return self._gemm_ns(moe.shared_width, moe.matrices_per_expert, attn_tp, tokens, SHARED_KERNELS)
 
     def embedding_ns(self, attn_tp: Ints, tokens: Ints) -> Ints:
         """Vocabulary-parallel look-up and its all-reduce; the first stage pays it."""
@@ -75,6 +84,11 @@ class Ffn:
                 kernels=HEAD_KERNELS,
             )
         )
+        measured = self.machine.measured
+        if measured is not None:
+            shape = (-(-self.llm.vocab_size // attn_tp), np.asarray(self.llm.hidden_size))
+            rest = (HEAD_KERNELS - 1) * self.machine.launch_ns
+            gemm = measured.choose("LM head", measured.gemms_ns(rows, (shape,), dtype) + rest, gemm)
         if phase == "decode":
             gemm = gemm + self.machine.calibration.host_sequence * rows
         return gemm + self.comm.tp_allgather_ns(attn_tp, rows * float(self.llm.vocab_size) * LOGIT_BYTES)

@@ -82,7 +82,8 @@ class PhaseTimes:
         if not (self.overlap and kind.ffn == "moe"):
             return whole
         half = self._parts(kind, -(-self.group_tokens // 2), -(-stage_tokens // 2), 0)
-        compute = 2 * half.compute_ns + core + self.leaves.second_core_ns
+        (tp,) = as_ints(self.strategy.attn_tp)
+        compute = 2 * half.compute_ns + core + int(self.leaves.second_core_ns(self.phase, kind.attention, tp))
         inflated = int(self.leaves.inflated_ns(as_ints(compute)[0]))
         overlapped = max(inflated, 2 * half.communication_ns) + self.leaves.sync_ns
         hidden = whole.compute_ns + whole.communication_ns - overlapped

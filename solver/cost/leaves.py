@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from solver.cost.attention import CORE_KERNELS, Attention
+from solver.cost.attention import Attention
 from solver.cost.comm import Comm
 from solver.cost.experts import Experts
 from solver.cost.ffn import Ffn
 from solver.cost.lengths import Lengths
 from solver.cost.machine import Ints, Machine, Phase
 from solver.cost.memory import Memory
+from solver.cost.operators import measured_of
 from solver.specs.llm import AttentionKind, FfnKind
 from solver.specs.problem import AllReduce, Dispatch, Problem
 
@@ -18,12 +19,18 @@ PPM = 10**6
 
 
 class Leaves:
-    """Leaf costs, vectorised over degrees. All times ns, all sizes KiB, all rounded up once."""
+    """Leaf costs, vectorised over degrees. All times ns, all sizes KiB, all rounded up once.
+
+    Raises
+    ------
+    OperatorsError
+        The problem asks for measured operators, and the optional package is absent or another version.
+    """
 
     def __init__(self, problem: Problem, lengths: Lengths | None = None) -> None:
         self.problem = problem
         self.lengths = Lengths.of(problem) if lengths is None else lengths
-        self.machine = Machine(problem)
+        self.machine = Machine(problem, measured_of(problem))
         self.comm = Comm(problem, self.machine)
         self.attention = Attention(problem, self.machine, self.lengths)
         self.ffn = Ffn(problem, self.machine, self.comm)
@@ -76,8 +83,8 @@ class Leaves:
     def all_to_all_ns(self, moe_tp: Ints, moe_ep: Ints, stage_members: Ints, tokens: Ints, lambda_ppm: Ints) -> Ints:
         """Dispatch and combine of one MoE layer for `tokens` tokens of the stage."""
         assert self.experts is not None
-        factor = tokens * self.experts.load_factor(moe_ep, tokens, lambda_ppm)
-        return self.comm.all_to_all_ns(moe_tp, moe_ep, stage_members, factor)
+        factor = self.experts.load_factor(moe_ep, tokens, lambda_ppm)
+        return self.comm.all_to_all_ns(moe_tp, moe_ep, stage_members, tokens, factor)
 
     def gather_ns(self, stage_gpus: Ints, stage_members: Ints, tokens: Ints) -> Ints:
         """Gather of all tokens and reduce-scatter of the partial sums of one MoE layer (several attention groups)."""
@@ -100,10 +107,11 @@ class Leaves:
 
     # --- decode core and overlap ------------------------------------------------------------------------------------
 
-    @property
-    def second_core_ns(self) -> int:
-        """The core's second launch when a batch is halved."""
-        return CORE_KERNELS * self.machine.launch_ns
+    def second_core_ns(self, phase: Phase, kind: AttentionKind, attn_tp: Ints) -> Ints:
+        """What the core costs a second time when a batch is halved, besides its load."""
+        if phase == "decode":
+            return self.attention.core_base_ns(kind, attn_tp)
+        return np.full(np.shape(attn_tp), self.attention.core_launch_ns)
 
 
 def as_ints(*values: int) -> tuple[Ints, ...]:

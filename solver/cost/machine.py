@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,9 @@ import numpy.typing as npt
 from solver.specs.calibration import Arithmetic
 from solver.specs.dtypes import NATIVE, WEIGHT_ONLY, num_bytes
 from solver.specs.problem import Problem
+
+if TYPE_CHECKING:
+    from solver.cost.operators import Measured
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating[Any]]
@@ -57,9 +60,10 @@ class Gemm:
 
 
 class Machine:
-    """Rates in FLOP/ns and bytes/ns after efficiencies."""
+    """Rates in FLOP/ns and bytes/ns after efficiencies, and the measured operators that go before them."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, measured: Measured | None = None) -> None:
+        self.measured = measured
         self._peak: dict[str, float] = {unit: rate / 1e9 for unit, rate in problem.cluster.gpu.peak.items()}
         calibration = problem.calibration
         self.calibration = calibration

@@ -20,6 +20,7 @@ from solver.cost.layers import Blocks, PhaseTimes
 from solver.cost.leaves import Leaves
 from solver.cost.machine import Phase
 from solver.cost.metrics import NATURAL_UNITS, OBJECTIVE_UNITS, Figures, Utopia, natural_value
+from solver.cost.sources import operator_sources, source_notes
 from solver.degrees import Domains
 from solver.plan import (
     Breakdown,
@@ -56,6 +57,7 @@ def assemble(problem: Problem, outcome: Outcome, limits: SearchLimits, utopia: U
     }.get(name, natural_value(name, realised.value, osl))
     bound = value if status == "OPTIMAL" else natural_value(name, max(1, outcome.bound), osl)
     leaves = Leaves(problem)
+    sources = operator_sources(problem, strategy, realised.blocks)
     return Plan(
         status=status,
         objective=ObjectiveClaim(
@@ -72,9 +74,10 @@ def assemble(problem: Problem, outcome: Outcome, limits: SearchLimits, utopia: U
         memory=realised.ledgers,
         placement=placement_of(problem, realised),
         assumptions=problem.assumptions,
-        warnings=warnings_of(problem, realised),
+        warnings=(*warnings_of(problem, realised), *source_notes(problem, sources)),
         runners_up=_runners_up(problem, outcome),
         closed_loop=closed_loop_of(leaves, strategy, realised.blocks),
+        operator_sources=sources,
         problem=problem,
         certificate=Certificate(
             status=status,

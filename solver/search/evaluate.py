@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from solver.cost.leaves import Leaves
+from solver.cost.sources import operator_sources, source_notes
 from solver.degrees import grid_above
 from solver.errors import StrategyError
 from solver.plan import Evaluation, PlannedStrategy
@@ -28,6 +29,7 @@ def evaluate_strategy(problem: Problem, strategy: Strategy) -> Evaluation:
         raise StrategyError(f"{strategy.label} is illegal: {'; '.join(str(v) for v in broken)}")
     leaves = Leaves(problem)
     realised = realise(BlockCache(leaves), strategy, None, time.monotonic() + BLOCK_SECONDS)
+    sources = operator_sources(problem, strategy, realised.blocks)
     return Evaluation(
         strategy=PlannedStrategy.of(strategy),
         metrics=metrics_of(problem, realised.figures),
@@ -36,7 +38,8 @@ def evaluate_strategy(problem: Problem, strategy: Strategy) -> Evaluation:
         placement=placement_of(problem, realised),
         closed_loop=closed_loop_of(leaves, strategy, realised.blocks),
         violations=tuple(str(v) for v in realised.violations),
-        assumptions=problem.assumptions,
+        operator_sources=sources,
+        assumptions=(*problem.assumptions, *source_notes(problem, sources)),
         problem=problem,
     )
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from ortools.sat.python import cp_model
 
-from solver.cost.attention import CORE_KERNELS
 from solver.cost.leaves import PPM, Leaves
 from solver.search.choice import Choice, Expr, Table
 from solver.search.degree_vars import DegreeVars
@@ -106,10 +105,11 @@ class _Builder:
             core = self.model.new_int_var(0, MAX_LAYER_NS, f"core.{attention}")
             self.cores[attention] = core
             self.model.add(core >= self._out(self.group, self.tables.group, f"core.{attention}"))
-            launch = CORE_KERNELS * leaves.machine.launch_ns
             for value in d.attn_tp.values:
-                token_ps, sequence_ps = leaves.attention.decode_core_ps(attention, np.asarray(value, dtype=np.int64))
-                exact = 1000 * (core - launch) >= int(token_ps) * d.load + int(sequence_ps) * d.batch.variable()
+                tp = np.asarray(value, dtype=np.int64)
+                base_ns = int(leaves.attention.core_base_ns(attention, tp))
+                token_ps, sequence_ps = leaves.attention.decode_core_ps(attention, tp)
+                exact = 1000 * (core - base_ns) >= int(token_ps) * d.load + int(sequence_ps) * d.batch.variable()
                 self.model.add(exact).only_enforce_if(d.attn_tp.is_(value))
         return self.cores[attention]
 

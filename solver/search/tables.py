@@ -175,7 +175,8 @@ class PhaseTables:
         plain = fixed + reduces * whole + own
         table[f"plain.{name}"] = np.where(overlap, 0, plain + counted)
         smaller = -(-tokens // 2)
-        halves = 2 * leaves.dense_part_ns(kind.attention, kind.ffn, tp, smaller) + leaves.second_core_ns
+        second = leaves.second_core_ns(self.phase, kind.attention, tp)
+        halves = 2 * leaves.dense_part_ns(kind.attention, kind.ffn, tp, smaller) + second
         table[f"busy.{name}"] = np.where(overlap, halves + counted, 0)
         table[f"sent.{name}"] = np.where(overlap, reduces * half + 2 * leaves.own_ns(tp, smaller), 0)
         return np.where(overlap, (halves + core) * (PPM / leaves.busy_ppm) + leaves.sync_ns, plain + core)

@@ -11,6 +11,7 @@ from solver.errors import SpecError
 from solver.specs.calibration import Calibration
 from solver.specs.hardware import Cluster
 from solver.specs.llm import Llm
+from solver.specs.operators import Operators
 from solver.specs.spec import Spec
 from solver.specs.workload import Workload
 
@@ -109,6 +110,8 @@ class Problem(Spec):
     cluster: Cluster
     workload: Workload
     calibration: Calibration
+    operators: Operators = Operators()
+    """Where operator times come from: the formulas with that calibration, or measured kernels first."""
     objective: Objective = Objective()
     engine: Engine = "any"
     gpus_exact: Annotated[int, Field(ge=1)] | None = None

@@ -46,6 +46,7 @@ COST_RULES: tuple[Rule, ...] = (
     claimed.memory,
     claimed.metrics,
     claimed.closed_loop,
+    claimed.operator_sources,
     claimed.breakdown,
     claimed.slos,
     claimed.certificate_value,

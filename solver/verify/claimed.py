@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from solver.cost.closed_loop import predict_strategy
 from solver.cost.ledger import stage_ledgers
 from solver.cost.metrics import OBJECTIVE_UNITS, THROUGHPUT_SCALE, WEIGHTED_SCALE, Utopia, objective_value
+from solver.cost.sources import operator_sources as sources_of
 from solver.degrees import domains_of
 from solver.plan import Breakdown, StageLedger
 from solver.strategy import packing_of, violations
@@ -112,6 +113,17 @@ def closed_loop(evidence: Evidence) -> Iterator[Finding]:
     ):
         if getattr(stated, name) != value:
             yield Finding("closed-loop", f"{name} is {getattr(stated, name)}, recomputed {value}")
+
+
+def operator_sources(evidence: Evidence) -> Iterator[Finding]:
+    """What the times rest on, found again, where the plan states it."""
+    stated = evidence.plan.operator_sources
+    if not stated:
+        return
+    true = sources_of(evidence.problem, evidence.strategy, evidence.decode.blocks)
+    for entry in sorted(set(stated) ^ set(true), key=str):
+        words = "is stated, but does not enter" if entry in stated else "enters, but is not stated"
+        yield Finding("operator-sources", f"{entry.operator} from {entry.source} {words}")
 
 
 def breakdown(evidence: Evidence) -> Iterator[Finding]:

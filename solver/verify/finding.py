@@ -38,6 +38,7 @@ VERIFY_RULES: dict[str, str] = {
     "sequences": "every sequence sits in exactly one bin, as many as are concurrent (all slots when that is free)",
     "load": "load_tokens is the heaviest bin, recomputed",
     "closed-loop": "the closed-loop means are the ones recomputed from strategy and placement",
+    "operator-sources": "the sources of the operator times are the ones found again",
     "metrics": "every metric is the one recomputed from strategy and placement",
     "breakdown": "the components of a decode step, and of a prefill, add up to its time",
     "objective": "plan, problem and certificate name the same objective in its unit",

@@ -156,7 +156,8 @@ class PhaseTable:
         """Time of one layer at index arrays ``(layout, group)`` with the attention core given."""
         if kind in setting.plain_ug:
             return setting.plain_ug[kind][at] + core_ns
-        compute = setting.compute_ug[kind][at] + core_ns + self.leaves.second_core_ns
+        second_ns = self.leaves.second_core_ns(self.phase, kind.attention, self.layouts.attn_tp[at[0]])
+        compute = setting.compute_ug[kind][at] + core_ns + second_ns
         inflated = self.leaves.inflated_ns(compute)
         return np.maximum(inflated, setting.communication_ug[kind][at]) + self.leaves.sync_ns
 
