@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,14 +10,28 @@ from solver.audit import AuditReport, Claims, proposed_strategy
 from solver.audit import audit as _audit
 from solver.plan import Evaluation, GpuRecord, NoPlan, Plan, expand
 from solver.specs import catalog
+from solver.specs.calibration import Calibration
+from solver.specs.measurements import Measurement, read_measurements, served_cluster
 from solver.specs.problem import Objective, Problem
 from solver.strategy import Strategy, parse_label
 from solver.verify import verify
 
 if TYPE_CHECKING:
+    from solver.fitting.journey import CalibrationReport, Prediction
     from solver.search.loop import Progress
 
-__all__ = ["SolveOptions", "check", "evaluate", "placement", "reference_problem", "solve", "verify"]
+__all__ = [
+    "SolveOptions",
+    "calibrate",
+    "check",
+    "evaluate",
+    "placement",
+    "predict",
+    "read_measurements",
+    "reference_problem",
+    "solve",
+    "verify",
+]
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,47 @@ def evaluate(problem: Problem, strategy: Strategy | str) -> Evaluation:
     if isinstance(strategy, str):
         return evaluate_label(problem, parse_label(strategy))
     return evaluate_strategy(problem, strategy)
+
+
+def calibrate(
+    measurements: Sequence[Measurement],
+    base: Calibration | None = None,
+    range_ratio: float = 1.0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> CalibrationReport:
+    """Fit the coefficients of the cost model to measured deployments of one GPU generation and engine.
+
+    Parameters
+    ----------
+    measurements : rows of :func:`read_measurements`
+    base : calibration to start from and to shrink towards; absent means the catalog's for that hardware and engine
+    range_ratio : request lengths are uniform in ``[range_ratio, 1]`` of isl and osl (the engines' benchmark option)
+    on_progress : called with (folds done, folds) during the cross-validation
+
+    Raises
+    ------
+    SpecError
+        Too few measurements, measurements of several generations or engines, or scipy is not installed.
+    """
+    from solver.fitting.journey import calibrate as fit
+
+    if base is None and measurements:
+        base = catalog.calibration_of(served_cluster(measurements[0]), measurements[0].engine)
+    progress = on_progress or (lambda _done, _all: None)
+    return fit(measurements, base or catalog.load_calibration("default"), range_ratio, progress)
+
+
+def predict(
+    measurements: Sequence[Measurement], calibration: Calibration | None = None, range_ratio: float = 1.0
+) -> tuple[Prediction, ...]:
+    """TTFT and TPOT that a closed-loop client would measure of many deployments, vectorised.
+
+    The numbers are those of ``evaluate(...).closed_loop``, one deployment at a time. `calibration` absent means the
+    catalog's for each row's hardware and engine.
+    """
+    from solver.fitting.journey import predict as batch
+
+    return batch(measurements, calibration, range_ratio)
 
 
 def check(problem: Problem, strategy: Strategy | str, claims: Claims | None = None) -> AuditReport:

@@ -97,7 +97,9 @@ class Ask(Spec):
                 "llm": llm,
                 "cluster": cluster,
                 "workload": _workload(self, llm),
-                "calibration": catalog.load_calibration(self.calibration or cluster.calibration),
+                "calibration": catalog.load_calibration(self.calibration)
+                if self.calibration
+                else catalog.calibration_of(cluster, self.engine),
                 "operators": _operators(self, cluster, llm),
                 "objective": Objective.read(objective, "--latency-weight"),
                 "engine": self.engine,

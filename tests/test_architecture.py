@@ -17,7 +17,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"certificate", "plan"}),
     frozenset({"silicon"}),
     frozenset({"cost"}),
-    frozenset({"search", "verify", "audit"}),
+    frozenset({"search", "verify", "audit", "fitting"}),
     frozenset({"api", "report", "ask", "export"}),
     frozenset({"cli", "__init__"}),
     frozenset({"__main__"}),
@@ -30,6 +30,7 @@ ROOM_OF_LIBRARY = {
     "typer": "cli",
     "rich": "report",
     "tomllib": "specs",
+    "scipy": "fitting",
     "aiconfigurator_core": "silicon",
 }
 ALSO = {"rich": {"cli"}}

@@ -1,7 +1,6 @@
 """The cost model by hand: one formula, one tiny test, the arithmetic in a comment (DESIGN 5).
 
-Hardware in round numbers: 1000 FLOP/ns at full efficiency, 50 bytes/ns of memory and 10 bytes/ns inside a domain of
-four GPUs (1 byte/ns between domains) after efficiencies.
+Hardware, LLM and workload are those of ``round_numbers.py``.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from oracle import StageTimes
+from round_numbers import CALIBRATION, CLUSTER, LLM, MLA, leaves_of, problem_of
 
 from solver.cost import balance
 from solver.cost.attention import attended_pairs
@@ -18,59 +18,14 @@ from solver.cost.experts import routing_noise
 from solver.cost.layers import Blocks, LayerTime, PhaseTimes
 from solver.cost.leaves import Leaves, as_ints
 from solver.cost.ledger import stage_ledgers
-from solver.cost.machine import Phase, ceil_int
+from solver.cost.machine import Gemm, Machine, Phase, ceil_int
 from solver.cost.metrics import Figures, Utopia, evaluate_times, figures_of, objective_value
+from solver.errors import SpecError
 from solver.specs.calibration import Calibration
 from solver.specs.hardware import Cluster
-from solver.specs.llm import Llm
+from solver.specs.llm import AttentionKind
 from solver.specs.problem import Problem
-from solver.specs.workload import Workload
 from solver.strategy import Strategy, chunk_tokens, max_prefill_batch, new_prompt_tokens, num_chunks, packing_of
-
-CALIBRATION: dict[str, Any] = {
-    "name": "round", "source": "test", "gemm_efficiency": {"bf16": 0.25}, "gemm_half_rows": 0.0,
-    "grouped_gemm_half_rows": 0.0, "attention_efficiency": 0.5, "memory_efficiency": 0.5, "cache_efficiency": 0.5,
-    "link_efficiency": 0.5, "launch": "100 ns", "host_step": "1000 ns", "host_prefill": "3000 ns",
-    "collective_base": "10 ns", "overlap_sm_share": 0.2, "overlap_sync": "7 ns", "usable_memory": 0.5,
-    "framework_reserve": "1024 B", "communicator_reserve": "2048 B", "graph_reserve": "3000 B",
-    "origins": {"*": {"provenance": "assumed", "source": "test"}},
-}  # fmt: skip
-CLUSTER: dict[str, Any] = {
-    "name": "round", "source": "test", "num_gpus": 16, "gpus_per_node": 4,
-    "gpu": {"name": "round", "source": "test", "peak": {"bf16": "1 TFLOP/s", "fp8": "2 TFLOP/s"}, "memory": "4 MiB",
-            "memory_bandwidth": "100 GB/s"},
-    "levels": [
-        {"name": "inside", "gpus": 4, "bandwidth": "20 GB/s", "latency": "100 ns", "source": "test"},
-        {"name": "between", "bandwidth": "2 GB/s", "latency": "1 us", "source": "test"},
-    ],
-}  # fmt: skip
-LLM: dict[str, Any] = {
-    "name": "round", "source": "test", "num_layers": 4, "hidden_size": 100, "num_heads": 8, "num_kv_heads": 4,
-    "head_dim": 10, "vocab_size": 1000, "moe": {"num_experts": 8, "top_k": 2, "expert_width": 40},
-}  # fmt: skip
-WORKLOAD: dict[str, Any] = {"name": "round", "source": "test", "isl": 100, "osl": 10, "concurrency": 8}
-MLA = {"kv_lora_rank": 60, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 10}
-
-
-def problem_of(
-    llm: dict[str, Any] | None = None,
-    workload: dict[str, Any] | None = None,
-    calibration: dict[str, Any] | None = None,
-    **changes: Any,
-) -> Problem:
-    parts: dict[str, Any] = {
-        "llm": Llm.read({**LLM, **(llm or {})}, "test"),
-        "cluster": Cluster.read(CLUSTER, "test"),
-        "workload": Workload.read({**WORKLOAD, **(workload or {})}, "test"),
-        "calibration": Calibration.read({**CALIBRATION, **(calibration or {})}, "test"),
-        **changes,
-    }
-    return Problem(**parts)
-
-
-def leaves_of(llm: dict[str, Any] | None = None, **parts: Any) -> Leaves:
-    return Leaves(problem_of(llm, **parts))
-
 
 # --- 5.1 operators and rounding ----
 
@@ -97,6 +52,89 @@ def test_eight_bit_weights_multiply_on_their_own_unit() -> None:
     assert machine.peak_flop_per_ns("mxfp4") == 1000
 
 
+# --- 5.1 GEMMs: rate by rows and arithmetic, bandwidth by format ----
+
+
+def gemm_ns(machine: Machine, rows: float, flop: float, weight_bytes: float, **changes: Any) -> int:
+    """A GEMM without activations or launches."""
+    sizes = {"rows": np.array(rows), "flop": np.array(flop), "weight_bytes": np.array(weight_bytes)}
+    rest = {"dtype": "bf16", "blocks": False, "activation_bytes": np.array(0.0), "kernels": 0}
+    return int(machine.gemm_ns(Gemm(**{**sizes, **rest, **changes})))
+
+
+@pytest.mark.parametrize(("rows", "nanoseconds"), [(16, 80), (48, 54), (16 * 10**6, 41)])
+def test_the_rate_of_a_gemm_grows_with_its_rows(rows: int, nanoseconds: int) -> None:
+    # 10000 FLOP at 250/ns = 40 ns. With half of the rate at 16 rows: 80 ns; at 48 rows 3/4: 53.3; in the end 40.00004.
+    machine = leaves_of(calibration={"gemm_half_rows": 16.0}).machine
+    assert gemm_ns(machine, rows, 10000, 0) == nanoseconds
+
+
+def test_rows_do_not_slow_what_the_memory_limits() -> None:
+    # 5000 bytes / 50 = 100 ns are longer than the 80 ns of computation at half of the rate.
+    machine = leaves_of(calibration={"gemm_half_rows": 16.0}).machine
+    assert gemm_ns(machine, 16, 10000, 5000) == 100
+
+
+def test_grouped_and_plain_gemms_have_half_rows_of_their_own() -> None:
+    machine = leaves_of(calibration={"gemm_half_rows": 16.0, "grouped_gemm_half_rows": 48.0}).machine
+    # 16 rows: half of the rate, or a quarter when grouped.
+    assert (gemm_ns(machine, 16, 10000, 0), gemm_ns(machine, 16, 10000, 0, is_grouped=True)) == (80, 160)
+
+
+def test_the_head_runs_at_the_rate_of_its_rows() -> None:
+    # One row, half rows 7: an eighth of 250: 200000 FLOP / 31.25 = 6400 ns, more than the 4080 of its bytes.
+    ffn = leaves_of(calibration={"gemm_half_rows": 7.0}).ffn
+    assert int(ffn.head_ns("prefill", *as_ints(1, 1))) == 6400 + 600
+
+
+@pytest.mark.parametrize(
+    ("dtype", "blocks", "rate"),
+    [
+        ("bf16", False, 1000 * 0.5),
+        ("fp16", False, 1000 * 0.5),
+        ("bf16", True, 1000 * 0.5),  # only 8-bit floating point has a kernel of its own for block scales
+        ("fp8", False, 2000 * 0.4),
+        ("fp8", True, 2000 * 0.3),
+        ("int8", False, 2000 * 0.5),  # not listed: as 16 bit
+        ("int8", True, 2000 * 0.5),
+        ("mxfp4", False, 1000 * 0.5 * 0.8),  # no 4-bit unit: expanded to 16 bit
+        ("int4", False, 1000 * 0.5 * 0.8),
+    ],
+)
+def test_every_arithmetic_has_its_efficiency(dtype: str, blocks: bool, rate: float) -> None:
+    efficiency = {"bf16": 0.5, "fp8": 0.4, "fp8_block": 0.3, "fp4": 0.2}
+    machine = machine_of({"bf16": 1000, "fp8": 2000, "int8": 2000}, gemm_efficiency=efficiency, weight_only_compute=0.8)
+    assert machine.gemm_flop_per_ns(dtype, blocks=blocks) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(("dtype", "rate"), [("mxfp4", 4000 * 0.2), ("nvfp4", 4000 * 0.2), ("int4", 1000 * 0.5 * 0.8)])
+def test_four_bits_are_multiplied_where_the_unit_exists(dtype: str, rate: float) -> None:
+    # int4 has no unit on any GPU: its weights are always expanded.
+    efficiency = {"bf16": 0.5, "fp4": 0.2}
+    machine = machine_of({"bf16": 1000, "fp4": 4000}, gemm_efficiency=efficiency, weight_only_compute=0.8)
+    assert machine.gemm_flop_per_ns(dtype, blocks=False) == pytest.approx(rate)
+    assert machine.expands(dtype) == (dtype == "int4")
+
+
+def test_only_expanded_weights_are_read_more_slowly() -> None:
+    machine = machine_of({"bf16": 1000, "fp8": 2000}, weight_only_memory=0.25)
+    # 1000 bytes at 50/ns = 20 ns; four times that when they are expanded. Activations are read at the full rate: 10 ns.
+    for dtype, nanoseconds in (("bf16", 20), ("fp8", 20), ("mxfp4", 80), ("int4", 80)):
+        assert gemm_ns(machine, 1, 0, 1000, dtype=dtype) == nanoseconds
+        assert gemm_ns(machine, 1, 0, 1000, dtype=dtype, activation_bytes=np.array(500.0)) == nanoseconds + 10
+
+
+def test_an_efficiency_of_16_bit_is_what_the_others_fall_back_on() -> None:
+    with pytest.raises(SpecError, match="bf16"):
+        Calibration.read({**CALIBRATION, "gemm_efficiency": {"fp8": 0.5}}, "test")
+
+
+def machine_of(peak: dict[str, int], **calibration: Any) -> Machine:
+    """A machine with these peaks in FLOP/ns."""
+    gpu = {**CLUSTER["gpu"], "peak": {unit: f"{rate} GFLOP/s" for unit, rate in peak.items()}}
+    return leaves_of(cluster=Cluster.read({**CLUSTER, "gpu": gpu}, "test"), calibration=calibration).machine
+
+
 # --- 5.2 attention projections ----
 
 
@@ -121,6 +159,32 @@ def test_projections_read_their_weights_whatever_the_batch() -> None:
     assert int(attention.projection_ns("full", *as_ints(1, 10))) == 1920 + 400
 
 
+@pytest.mark.parametrize(
+    ("llm", "kind", "kernels"),
+    [
+        ({}, "full", 4),
+        ({"mla": MLA}, "full", 9),
+        ({"dtypes": {"attention": "fp8"}}, "full", 4 + 2),  # activations are quantised before both projections
+        ({"mla": MLA, "dtypes": {"attention": "fp8"}}, "full", 9 + 2),
+        ({"dtypes": {"attention": "int4"}}, "full", 4),  # expanded weights multiply 16-bit activations
+    ],
+)
+def test_launches_of_the_projections(llm: dict[str, Any], kind: AttentionKind, kernels: int) -> None:
+    attention = leaves_of(llm).attention
+    assert attention.projection_kernels(kind) == kernels
+    free = leaves_of(llm, calibration={"launch": "0 ns"}).attention
+    one = as_ints(1, 1)
+    assert int(attention.projection_ns(kind, *one)) - int(free.projection_ns(kind, *one)) == 100 * kernels
+
+
+def test_launches_of_sparse_and_linear_attention() -> None:
+    sparse = {"mla": MLA, "attention_kinds": ["sparse"], "indexer": {"top_k": 50, "num_heads": 2, "head_dim": 16}}
+    linear = {"num_key_heads": 2, "num_value_heads": 4, "key_head_dim": 10, "value_head_dim": 10, "conv_kernel": 2}
+    assert leaves_of(sparse).attention.projection_kernels("sparse") == 9 + 4
+    found = leaves_of({"attention_kinds": ["linear"], "linear": linear}).attention.projection_kernels("linear")
+    assert found == 4 + 4
+
+
 # --- 5.3 attention core ----
 
 
@@ -139,6 +203,33 @@ def test_decode_core_of_the_heaviest_rank() -> None:
 def test_the_latent_cache_is_not_split_by_tp(tp: int, picoseconds: int) -> None:
     # Bytes: (60 + 4) * 2 = 128 / 50 = 2.56 ns whatever TP. FLOP: 2 * 8 * (2 * 60 + 4) = 1984 / 500 = 3.968 ns at TP 1.
     assert int(leaves_of({"mla": MLA}).attention.decode_core_ps("full", *as_ints(tp))[0]) == picoseconds
+
+
+def test_the_cache_has_a_bandwidth_of_its_own() -> None:
+    slow, usual = (leaves_of(calibration={"cache_efficiency": share}) for share in (0.25, 0.5))
+    # 160 bytes at 25/ns instead of 50/ns.
+    assert int(slow.attention.decode_core_ps("full", *as_ints(1))[0]) == 6400
+    # Nothing else moves: projections, experts, embedding, head.
+    assert int(slow.attention.projection_ns("full", *as_ints(1, 1))) == 968 + 400
+    for leaves in (slow, usual):
+        assert leaves.experts is not None
+        assert int(leaves.experts.compute_ns(*as_ints(1, 1, 4, 10**6))) == 2689 + 900
+        assert int(leaves.ffn.embedding_ns(*as_ints(1, 10))) == 180
+        assert int(leaves.ffn.head_ns("decode", *as_ints(1, 10))) == 8600
+    # And the other way round: weights at half of the bandwidth, the cache as before.
+    weights = leaves_of(calibration={"memory_efficiency": 0.25}).attention
+    assert int(weights.projection_ns("full", *as_ints(1, 1))) == 2 * 968 + 400
+    assert int(weights.decode_core_ps("full", *as_ints(1))[0]) == 3200
+
+
+def test_states_and_index_keys_are_read_at_the_rate_of_the_cache() -> None:
+    slow = {"cache_efficiency": 0.25}
+    sparse = {"mla": MLA, "attention_kinds": ["sparse"], "indexer": {"top_k": 50, "num_heads": 2, "head_dim": 16}}
+    token, sequence = leaves_of(sparse, calibration=slow).attention.decode_core_ps("sparse", *as_ints(8))
+    assert (int(token), int(sequence)) == (800, 50 * 5120)  # twice the 0.4 and 2.56 ns above
+    linear = {"num_key_heads": 2, "num_value_heads": 4, "key_head_dim": 10, "value_head_dim": 10, "conv_kernel": 2}
+    attention = leaves_of({"attention_kinds": ["linear"], "linear": linear}, calibration=slow).attention
+    assert int(attention.decode_core_ps("linear", *as_ints(1))[1]) == 2 * 89600
 
 
 def test_a_window_caps_what_decode_reads() -> None:
@@ -248,6 +339,18 @@ def test_grouped_gemms_by_hand() -> None:
     assert int(experts.compute_ns(*as_ints(2, 1, 4, 10**6))) == 1377 + 900
 
 
+def test_the_rank_with_more_rows_touches_more_experts() -> None:
+    experts = leaves_of(calibration={"routing_noise": 0.0}).experts
+    assert experts is not None
+    # Two ranks of four experts, one token: 1 row and 1 expert on each if even, (24000 + 400) / 50 = 488. At factor 1.5
+    # it is 1.5 of both; at any factor no more than one token's two choices.
+    assert int(experts.compute_ns(*as_ints(1, 2, 1, 10**6))) == 488 + 900
+    assert int(experts.compute_ns(*as_ints(1, 2, 1, 1_500_000))) == 732 + 900
+    assert int(experts.compute_ns(*as_ints(1, 2, 1, 9 * 10**6))) == 976 + 900
+    # 40 tokens touch all four experts: (4 * 24000 + 60 * 400) / 50 = 2400 ns, less than 60 rows * 24000 FLOP / 250.
+    assert int(experts.compute_ns(*as_ints(1, 2, 40, 1_500_000))) == 5760 + 900
+
+
 def test_few_rows_per_expert_lower_the_efficiency() -> None:
     experts = leaves_of(calibration={"grouped_gemm_half_rows": 4.0}).experts
     assert experts is not None
@@ -268,6 +371,19 @@ def test_routing_noise_of_two_poisson_ranks() -> None:
 def test_routing_noise_of_deepseek() -> None:
     # 1,024 tokens x 8 experts on 32 ranks: 256 rows a rank, balanced to 1 / 0.88 (DESIGN 5).
     assert 1 / float(routing_noise(np.array(32), np.array(256.0))) == pytest.approx(0.88, abs=0.01)
+
+
+def test_without_routing_noise_only_the_placement_is_uneven() -> None:
+    # 8 rows on two ranks are noisy; a share of 0 leaves the 1.5 of the placement, a half leaves half of the excess.
+    args = as_ints(2, 4, 1_500_000)
+    found = []
+    for share in (0.0, 0.5, 1.0):
+        experts = leaves_of(calibration={"routing_noise": share}).experts
+        assert experts is not None
+        found.append(float(experts.load_factor(*args)))
+    noise = float(routing_noise(np.array(2), np.array(4.0)))
+    assert noise > 1.1
+    assert found == [1.5, pytest.approx(1.5 * (1 + (noise - 1) / 2)), pytest.approx(1.5 * noise)]
 
 
 def test_the_busiest_rank_cannot_hold_more_than_everything() -> None:
@@ -314,6 +430,13 @@ def test_the_head_multiplies_gathers_and_samples() -> None:
     assert int(ffn.head_ns("decode", *as_ints(1, 10))) == 8600
     # TP 4: 2000 ns, and an all-gather of 40000 bytes: 3 * 100 + 0.75 * 40000 / 10 + 10 = 3310.
     assert int(ffn.head_ns("decode", *as_ints(4, 10))) == 2600 + 3310
+
+
+def test_every_decoding_row_costs_the_host() -> None:
+    ffn = leaves_of(calibration={"host_sequence": "50 ns"}).ffn
+    # 10 rows of 50 ns on top of the 8600 above, in decode only: a prefill pass has its own host terms.
+    assert int(ffn.head_ns("decode", *as_ints(1, 10))) == 8600 + 500
+    assert int(ffn.head_ns("prefill", *as_ints(1, 10))) == 8600
 
 
 # --- 5.6 all-reduce ----
@@ -446,6 +569,17 @@ def test_chunks_follow_one_another_through_the_slowest_stage() -> None:
     found = figures(problem, Strategy(pp=2, batch=8), (1, 1), (10000, 20000))
     assert found.ttft_ns == 30400 + 2 * 20000 + 3 * 3000
     assert found.round_ns == 3 * (20000 + 3000)
+
+
+def test_a_prefill_pass_costs_the_host_once_and_by_layer() -> None:
+    # 3000 a pass and 4 layers of 200; the decode step keeps its 1000.
+    workload = {"isl": 900, "prefill_chunk_tokens": 300}
+    problem = problem_of(workload=workload, calibration={"host_prefill_layer": "200 ns"})
+    leaves = Leaves(problem)
+    assert (leaves.pass_host_ns("prefill"), leaves.pass_host_ns("decode")) == (3800, 1000)
+    found = figures(problem, Strategy(batch=8), (5000,), (10000,))
+    assert (found.ttft_ns, found.round_ns) == (3 * 13800, 3 * 13800)  # three chunks
+    assert found.decode_ns == 6000
 
 
 def test_embedding_and_head_belong_to_the_first_and_last_stage() -> None:

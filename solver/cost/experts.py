@@ -72,7 +72,8 @@ class Experts:
     def compute_ns(self, moe_tp: Ints, moe_ep: Ints, tokens: Ints, lambda_ppm: Ints) -> Ints:
         """Router and grouped GEMMs of `tokens` tokens of the stage on its busiest rank.
 
-        Measured grouped GEMMs are of even load: what the busiest rank adds to them is the formula's.
+        That rank has more rows than the mean, and for the same reason touches more experts. Measured grouped GEMMs
+        are of even load: what the busiest rank adds to them is the formula's.
         """
         formula = self._formula_ns(moe_tp, moe_ep, tokens, self.load_factor(moe_ep, tokens, lambda_ppm))
         measured = self.machine.measured
@@ -82,9 +83,10 @@ class Experts:
         busiest = formula - self._formula_ns(moe_tp, moe_ep, tokens, np.asarray(1.0))
         return measured.choose("routed experts", even + busiest, formula)
 
-    def _formula_ns(self, moe_tp: Ints, moe_ep: Ints, tokens: Ints, load_factor: Floats) -> Ints:
+    def _formula_ns(self, moe_tp: Ints, moe_ep: Ints, tokens: Ints, factor: Floats) -> Ints:
         parameters = float(self.llm.expert_parameters)
-        rows = tokens * self.moe.top_k / moe_ep * load_factor
+        rows = tokens * self.moe.top_k / moe_ep * factor
+        touched = np.minimum(self.rank_slots(moe_ep), self.touched(moe_ep, tokens) * factor)
         per_expert = tokens * self.moe.top_k / self.moe.num_experts
         return self.machine.gemm_ns(
             Gemm(
@@ -92,7 +94,7 @@ class Experts:
                 blocks=self.llm.quant_block is not None,
                 rows=per_expert,
                 flop=2.0 * rows * parameters / moe_tp,
-                weight_bytes=self.touched(moe_ep, tokens) * parameters * self._weight_bytes / moe_tp,
+                weight_bytes=touched * parameters * self._weight_bytes / moe_tp,
                 activation_bytes=2.0 * rows * self.llm.hidden_size * self._activation_bytes,
                 kernels=EXPERT_KERNELS,
                 is_grouped=True,

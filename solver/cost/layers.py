@@ -67,9 +67,15 @@ class PhaseTimes:
         self.head_rows = self.group_tokens if decode else strategy.prefill_batch
         self.stage_members = packing.stage_members
         self.in_domain = packing.members("pp") == strategy.pp
+        self._layers: dict[LayerKind, LayerTime] = {}
 
     def layer(self, kind: LayerKind) -> LayerTime:
         """Time of one layer of a kind."""
+        if kind not in self._layers:
+            self._layers[kind] = self._layer(kind)
+        return self._layers[kind]
+
+    def _layer(self, kind: LayerKind) -> LayerTime:
         core = self._core_ns(kind)
         stage_tokens = self.strategy.attn_dp * self.group_tokens
         whole = self._parts(kind, self.group_tokens, stage_tokens, core)
@@ -148,11 +154,11 @@ class PhaseTimes:
 
     def stage_times(self) -> list[int]:
         """Time of every stage, ns."""
-        by_kind = {kind: self.layer(kind).total_ns for kind in self.leaves.problem.llm.kinds}
+        llm = self.leaves.problem.llm
+        by_kind = [self.layer(kind).total_ns for kind in llm.kinds]
         times, first = [], 0
-        layers = self.leaves.problem.llm.layers
         for count in self.blocks.stage_layers:
-            times.append(sum(by_kind[kind] for kind in layers[first : first + count]))
+            times.append(sum(by_kind[kind] for kind in llm.kind_of_layer[first : first + count]))
             first += count
         times[0] += self.embedding_ns
         times[-1] += self.head_ns

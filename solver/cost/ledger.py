@@ -63,10 +63,10 @@ def stage_constant_kib(leaves: Leaves, strategy: Strategy, *, is_first: bool, is
 def stage_ledgers(leaves: Leaves, strategy: Strategy, blocks: Blocks) -> tuple[StageLedger, ...]:
     """Ledger of the fullest rank of every stage, first to last."""
     llm = leaves.problem.llm
-    per_kind = {kind: _layer_items(leaves, strategy, blocks, kind) for kind in llm.kinds}
+    per_kind = [_layer_items(leaves, strategy, blocks, kind) for kind in llm.kinds]
     ledgers, first = [], 0
     for stage, count in enumerate(blocks.stage_layers):
-        layers = [per_kind[kind] for kind in llm.layers[first : first + count]]
+        layers = [per_kind[kind] for kind in llm.kind_of_layer[first : first + count]]
         items = {name: sum(layer[name] for layer in layers) for name in layers[0]}
         is_last = stage == len(blocks.stage_layers) - 1
         items.update(_constant_items(leaves, strategy, is_first=stage == 0, is_last=is_last))

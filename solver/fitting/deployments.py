@@ -16,6 +16,7 @@ from solver.specs.calibration import Calibration
 from solver.specs.measurements import Measurement, served_cluster, served_llm
 from solver.specs.problem import Problem
 from solver.specs.workload import Workload
+from solver.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Group:
     at: Deployment
     rows: Ints
     """Position of every deployment in the file."""
+
+    @property
+    def engine(self) -> str:
+        """Engine of all its deployments."""
+        return self.key[1]
 
     def predict(self, calibration: Calibration) -> ClosedLoop:
         """Closed-loop means of all deployments of the group."""
@@ -53,7 +59,7 @@ def grouped(rows: Sequence[Measurement], calibration: Calibration, range_ratio: 
 
 def _group(rows: Sequence[Measurement], own: Ints, calibration: Calibration, mean: float) -> Group:
     first = rows[int(own[0])]
-    cluster = served_cluster(first)
+    cluster = served_cluster(max((rows[int(i)] for i in own), key=lambda row: row.gpus))
 
     def column(read: Callable[[Measurement], int]) -> Ints:
         return np.array([read(rows[int(i)]) for i in own], dtype=np.int64)
@@ -90,3 +96,30 @@ def predictions(groups: Sequence[Group], calibration_of: Callable[[Key], Calibra
         loop = group.predict(calibration_of(group.key))
         found[0, group.rows], found[1, group.rows] = loop.ttft_ns, loop.tpot_ns
     return found
+
+
+def question_of(row: Measurement, calibration: Calibration, range_ratio: float) -> tuple[Problem, Strategy]:
+    """One row as :func:`solver.evaluate` takes it: the problem, and the strategy exactly as deployed."""
+    mean = (1 + range_ratio) / 2
+    workload = Workload(
+        name="measured",
+        source="measurements",
+        isl=max(1, round(row.isl * mean)),
+        osl=max(2, round(row.osl * mean)),
+        concurrency=row.concurrency,
+        speculative=row.speculative,
+    )
+    llm, cluster = served_llm(row), served_cluster(row)
+    replicas = max(1, row.gpus // (row.attn_tp * row.attn_dp * row.pp))
+    bins = replicas * row.attn_dp * row.pp
+    strategy = Strategy(
+        attn_tp=row.attn_tp,
+        attn_dp=row.attn_dp,
+        moe_tp=row.moe_tp,
+        moe_ep=row.moe_ep,
+        pp=row.pp,
+        replicas=replicas,
+        micro_batches=row.pp,
+        batch=-(-row.concurrency // bins),
+    )
+    return Problem(llm=llm, cluster=cluster, workload=workload, calibration=calibration), strategy

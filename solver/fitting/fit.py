@@ -14,7 +14,7 @@ from solver.errors import SpecError
 from solver.specs.calibration import Calibration
 
 TPOT_SCALE = 0.12
-"""Relative error beyond which a TPOT counts less than its square: repeats of one deployment differ by about as much."""
+"""Log error beyond which a TPOT counts less than its square: repeats of one deployment differ by about as much."""
 TTFT_SCALE = 0.25
 TTFT_WEIGHT = 0.5
 """Weight of a TTFT against a TPOT: queueing makes it the noisier of the two."""
@@ -66,7 +66,8 @@ def pair_weights(pairs: Sequence[str]) -> Floats:
 def fit(target: Target, base: Calibration, priors: tuple[Coefficient, ...], z: Floats | None = None) -> Fit:
     """Coefficients that explain the measurements, shrunk towards the priors.
 
-    Minimises pseudo-Huber losses of the relative errors of TPOT and TTFT, plus the squares of the standard normals.
+    Minimises pseudo-Huber losses of the log error of TPOT and the relative error of TTFT, plus the squares of the
+    standard normals. A TTFT has a long upper tail (warm-up, bursts), which the log error would chase.
 
     Raises
     ------
@@ -80,7 +81,7 @@ def fit(target: Target, base: Calibration, priors: tuple[Coefficient, ...], z: F
     model = parameters(priors, [group.key for group in target.groups])
     problem = _Residuals(target, base, priors, model)
     begin = start(model) if z is None else z
-    found = least_squares(problem.residuals, begin, jac=problem.jacobian, max_nfev=40 if z is None else 8, xtol=1e-4, ftol=1e-5)
+    found = least_squares(problem.residuals, begin, jac=problem.jacobian, max_nfev=25 if z is None else 5, xtol=1e-4, ftol=1e-5)
     return Fit(base, priors, model, found.x)
 
 
@@ -109,8 +110,9 @@ class _Residuals:
             loop = group.predict(cache[group.key])
             predicted = np.stack([loop.ttft_ns, loop.tpot_ns]).astype(np.float64)
             ratio = np.log(predicted / self.target.measured[:, group.rows])
-            relative = np.expm1(np.minimum(ratio, LARGEST_LOG)) / self.scales
-            robust = np.sign(relative) * np.sqrt(2 * (np.sqrt(1 + relative**2) - 1))
+            ratio[0] = np.expm1(np.minimum(ratio[0], LARGEST_LOG))
+            scaled = ratio / self.scales
+            robust = np.sign(scaled) * np.sqrt(2 * (np.sqrt(1 + scaled**2) - 1))
             errors[:, group.rows] = np.nan_to_num(self.weight[:, group.rows] * robust)
         return errors
 

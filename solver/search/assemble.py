@@ -151,20 +151,18 @@ def breakdown_of(leaves: Leaves, strategy: Strategy, blocks: Blocks) -> Breakdow
     """Components whose sum is the decode step (before speculation) and the TTFT."""
     parts: dict[Phase, tuple[Component, ...]] = {}
     packing = packing_of(leaves.problem, strategy)
-    layers = leaves.problem.llm.layers
     phases: tuple[Phase, Phase] = ("decode", "prefill")
     for phase in phases:
         times = PhaseTimes(leaves, strategy, packing, phase, blocks)
-        by_kind = {kind: times.layer(kind) for kind in leaves.problem.llm.kinds}
-        each = [by_kind[kind] for kind in layers]
+        each = [(count, times.layer(kind)) for kind, count in leaves.problem.llm.layers_of_kind.items()]
         stages = times.stage_times()
         items = {
-            "attention projections, dense and shared FFN": sum(t.projection_ns for t in each),
-            "attention core": sum(t.core_ns for t in each),
-            "routed experts": sum(t.expert_ns for t in each),
-            "all-reduce": sum(t.allreduce_ns for t in each),
-            "expert exchange": sum(t.exchange_ns for t in each),
-            "hidden by overlap": -sum(t.hidden_ns for t in each),
+            "attention projections, dense and shared FFN": sum(n * t.projection_ns for n, t in each),
+            "attention core": sum(n * t.core_ns for n, t in each),
+            "routed experts": sum(n * t.expert_ns for n, t in each),
+            "all-reduce": sum(n * t.allreduce_ns for n, t in each),
+            "expert exchange": sum(n * t.exchange_ns for n, t in each),
+            "hidden by overlap": -sum(n * t.hidden_ns for n, t in each),
             "embedding": times.embedding_ns,
             "LM head": times.head_ns,
             "pipeline hops": (strategy.pp - 1) * times.hop_ns,

@@ -21,8 +21,26 @@ class Origin(Spec):
 
     provenance: Provenance
     source: Annotated[str, Field(min_length=1)]
-    error: str | None = None
-    """Error on the data it was fitted on, as text; absent unless fitted."""
+
+
+class Errors(Spec):
+    """Absolute relative errors in percent; absent where nothing was measured."""
+
+    tpot_mean: float | None = None
+    tpot_median: float | None = None
+    ttft_mean: float | None = None
+    ttft_median: float | None = None
+
+
+class FitError(Spec):
+    """How well a fitted calibration predicts deployments that it was not fitted to."""
+
+    rows: Annotated[int, Field(ge=1)]
+    pairs: Annotated[int, Field(ge=1)]
+    """Distinct (LLM, GPU) pairs among them."""
+    left_out: Annotated[str, Field(min_length=1)]
+    """What the cross-validation left out at a time."""
+    unseen: Errors
 
 
 class Calibration(Spec):
@@ -80,6 +98,8 @@ class Calibration(Spec):
     """Collective library buffers."""
     graph_reserve: Bytes
     """Captured CUDA graphs."""
+    error: FitError | None = None
+    """Absent unless fitted."""
     origins: dict[str, Origin]
     """Provenance by coefficient name; the key ``*`` covers the coefficients not listed."""
 

@@ -33,6 +33,8 @@ Kind = Literal["llm", "gpu", "cluster", "workload", "calibration"]
 KINDS: tuple[str, ...] = get_args(Kind)
 Record = Llm | Gpu | Cluster | Workload | Calibration
 MAX_GPUS = 2**24
+MAX_LISTED = 12
+"""Most names that an error message lists."""
 
 _SIZED = re.compile(r"(.+)x([0-9]+)")
 
@@ -126,6 +128,12 @@ def load_workload(name_or_path: str | Path) -> Workload:
     """The workload of a catalog name or a TOML file."""
     data, where = _tables("workload", name_or_path)
     return Workload.read(data, where)
+
+
+def calibration_of(cluster: Cluster, engine: str) -> Calibration:
+    """The calibration that belongs to a cluster under an engine: ``<cluster's>-<engine>`` where the catalog has it."""
+    own = f"{cluster.calibration}-{engine}"
+    return load_calibration(own if own in names("calibration") else cluster.calibration)
 
 
 def load_calibration(name_or_path: str | Path) -> Calibration:
@@ -312,8 +320,11 @@ def _unknown(kind: str, name: object) -> CatalogError:
     last = word.rstrip("/").rpartition("/")[2]
     if kind == "cluster" and (match := _SIZED.fullmatch(last)) is not None:
         last = match[1]
-    close = difflib.get_close_matches(last[:100], known, n=3, cutoff=0.5)
-    closest = f"closest: {', '.join(close)}" if close else f"known: {', '.join(known)}"
+    begun = sorted((entry for entry in known if last and entry.startswith(last)), key=len)
+    close = list(dict.fromkeys([*begun, *difflib.get_close_matches(last[:100], known, n=3, cutoff=0.5)]))[:4]
+    closest = f"closest: {', '.join(close)}" if close else f"known: {', '.join(known[:MAX_LISTED])}"
+    if not close and len(known) > MAX_LISTED:
+        closest += f" and {len(known) - MAX_LISTED} more"
     return CatalogError(
         f"there is no {kind} {shown(name)} in the catalog and no such file; {closest} "
         f"(`shardwright catalog list {kind}` shows all)"

@@ -41,9 +41,11 @@ WEIGHT_ONLY: dict[str, str] = {"mxfp4": "bf16"}
 """Formats that engines also serve without the native unit, by expanding weights on the fly (vLLM and SGLang run
 gpt-oss MXFP4 on Hopper and CDNA3 that way)."""
 
+BYTES: dict[str, float] = {dtype: float(bits / 8) for dtype, bits in BITS.items()}
+
 DTYPES: tuple[str, ...] = get_args(DType)
 
 
 def num_bytes(dtype: str) -> float:
     """Bytes per element, block scales included."""
-    return float(BITS[dtype] / 8)
+    return BYTES[dtype]

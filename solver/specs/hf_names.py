@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 MAX_NAME = 200
 
-_STORAGE = re.compile(
-    r"[-_.](nvfp4|mxfp4|fp4|fp8|int8|int4|w4a16|w8a8|w8a16|awq|gptq|bf16|fp16)"
+_STORAGE = (
+    r"[-_.](?P<format>nvfp4|mxfp4|fp4|fp8|int8|int4|w4a16|w8a8|w8a16|awq|gptq|bf16|fp16)"
     r"(?:[-_](?:dynamic|static|block|kv|marlin|g[0-9]+|v[0-9]+))*"
 )
-_VARIANT = re.compile(r"[-_.](?:instruct|base|chat|it|hf|quantized|[0-9]{4})")
-_LAST_PART = re.compile(rf"(?P<storage>{_STORAGE.pattern})$|(?P<variant>{_VARIANT.pattern})$")
+_VARIANT = r"[-_.](?:instruct|base|chat|it|hf|quantized|[0-9]{4})"
+_LAST_PART = re.compile(rf"(?:{_STORAGE}|{_VARIANT})$")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,6 @@ def find(name: str, entries: Mapping[str, str]) -> Named | None:
         part = _LAST_PART.search(word)
         if part is None:
             return None
-        precision = precision or part[2]
+        precision = precision or part["format"]
         word = word[: part.start()]
     return Named(entries[word], precision)

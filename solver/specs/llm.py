@@ -211,6 +211,12 @@ class Llm(Spec):
         return tuple(dict.fromkeys(self.layers))
 
     @cached_property
+    def kind_of_layer(self) -> tuple[int, ...]:
+        """Position in :attr:`kinds` of every decoder layer's kind."""
+        place = {kind: i for i, kind in enumerate(self.kinds)}
+        return tuple(place[layer] for layer in self.layers)
+
+    @cached_property
     def layers_of_kind(self) -> dict[LayerKind, int]:
         """How many layers there are of every kind."""
         return {kind: self.layers.count(kind) for kind in self.kinds}

@@ -11,7 +11,7 @@ import functools
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,8 @@ COUNTS: dict[str, int] = {
     "gpus": MAX_GPUS,
 }
 """Columns of whole numbers, and the largest that each may hold."""
+FILTERS = ("llm", "system", "engine", "precision")
+"""Columns by which rows are chosen."""
 REQUIRED = (*TEXTS, *COUNTS)
 """Columns that every file must have; README of the catalog lists the optional ones."""
 
@@ -113,14 +115,14 @@ def served_llm(measurement: Measurement) -> Llm:
     """The LLM of a measurement with the data types of the deployment (:func:`solver.specs.precision.in_precision`).
 
     The KV cache is fp8 on hardware with an fp4 unit unless the precision has 16 bits, otherwise bf16. Scales of fp8 are
-    per block where the LLM is published so or the row says ``fp8_block``.
+    per block where the LLM is published so or the precision is ``fp8_block``.
 
     Raises
     ------
     SpecError
         The LLM, the system or the precision is not known.
     """
-    blocks = "fp8_block" in (measurement.precision, measurement.gemm_dtype, measurement.moe_dtype)
+    blocks = measurement.precision == "fp8_block"
     return _served_llm(measurement.llm, measurement.system, measurement.precision, blocks)
 
 
@@ -133,6 +135,26 @@ def served_cluster(measurement: Measurement) -> Cluster:
         The system is not in the catalog.
     """
     return _served_cluster(measurement.system, measurement.gpus)
+
+
+def chosen(rows: Sequence[Measurement], filters: Sequence[str]) -> tuple[Measurement, ...]:
+    """Rows that match every ``name=value`` text, as in ``system=h200_sxm``.
+
+    Raises
+    ------
+    SpecError
+        A malformed text, a name that is no column, or no row left.
+    """
+    kept = tuple(rows)
+    for text in filters:
+        name, _, value = (part.strip() for part in text.partition("="))
+        if name not in FILTERS or not value:
+            raise SpecError(f"--only {shown(text)}: expected name=value with a name of {', '.join(FILTERS)}")
+        kept = tuple(row for row in kept if str(getattr(row, name)) == value)
+        if not kept:
+            known = sorted({str(getattr(row, name)) for row in rows})[:8]
+            raise SpecError(f"--only {shown(text)}: no row has it; {name} is one of {', '.join(known)}")
+    return kept
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,0 +1,164 @@
+"""From a file of measurements to a calibration with its error, and from a calibration to predictions of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from solver.errors import SpecError
+from solver.fitting.coefficients import PRIORS, Coefficient, Key, architecture, values
+from solver.fitting.deployments import grouped, predictions
+from solver.fitting.fit import Fit, Target, cross_validate, fit, pair_weights
+from solver.cost.machine import Floats
+from solver.specs.calibration import Calibration, Errors, FitError, Origin
+from solver.specs.catalog import calibration_of, load_calibration
+from solver.specs.measurements import Measurement, served_cluster
+
+USER_SPREAD = 0.5
+"""A user's own measurements move a fitted calibration by about half of what is allowed between GPUs and engines."""
+MIN_ROWS = 4
+FOLDS = 5
+"""Folds of the cross-validation of a file with a single (LLM, GPU) pair."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a closed-loop client would measure of one deployment; ns."""
+
+    id: str
+    ttft_ns: int
+    tpot_ns: int
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """A fitted calibration and how well it does."""
+
+    calibration: Calibration
+    rows: int
+    pairs: int
+    before: Errors
+    """Of the calibration that the fit started from."""
+    fitted: Errors
+    """On the rows that were fitted."""
+    unseen: Errors
+    """Cross-validated."""
+    unseen_means: str
+    """What the cross-validation left out."""
+    moved: dict[str, tuple[float, float]]
+    """Coefficients before and after."""
+
+
+def predict(
+    rows: Sequence[Measurement], calibration: Calibration | None, range_ratio: float
+) -> tuple[Prediction, ...]:
+    """TTFT and TPOT of every row, vectorised, with one calibration or with the catalog's for each row."""
+    if not rows:
+        return ()
+    groups = grouped(rows, calibration or load_calibration("default"), range_ratio)
+    found = np.full((2, len(rows)), np.nan)
+    for group in groups:
+        own = calibration or calibration_of(group.problem.cluster, group.engine)
+        loop = group.predict(own)
+        found[0, group.rows], found[1, group.rows] = loop.ttft_ns, loop.tpot_ns
+    return tuple(
+        Prediction(row.id, int(ttft), int(tpot)) for row, ttft, tpot in zip(rows, found[0], found[1], strict=True)
+    )
+
+
+def calibrate(
+    rows: Sequence[Measurement],
+    base: Calibration,
+    range_ratio: float = 1.0,
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
+) -> CalibrationReport:
+    """Fit the coefficients of one (GPU architecture, engine) to measurements, shrunk towards `base`.
+
+    Raises
+    ------
+    SpecError
+        Fewer than 4 rows, rows without a measurement, rows of more than one (architecture, engine), or no scipy.
+    """
+    measured = [row for row in rows if row.ttft_ns is not None or row.tpot_ns is not None]
+    if len(measured) < MIN_ROWS:
+        raise SpecError(
+            f"{len(measured)} of {len(rows)} rows have a measured_ttft_ms or measured_tpot_ms; at least {MIN_ROWS} are "
+            "needed to fit a calibration"
+        )
+    keys = sorted({_key(row) for row in measured})
+    if len(keys) > 1:
+        shown = ", ".join(" with ".join(key) for key in keys)
+        raise SpecError(f"the measurements are of {shown}; a calibration is for one of them: choose with --only")
+    target = target_of(measured, base, range_ratio)
+    pairs = [f"{row.llm} on {row.system}" for row in measured]
+    whole = fit(target, base, around(base))
+    distinct = len(set(pairs))
+    left_out = pairs if distinct > 1 else [str(i % FOLDS) for i in range(len(measured))]
+    unseen = cross_validate(target, left_out, whole, progress)
+    means = f"whole (LLM, GPU) pairs, {distinct} of them" if distinct > 1 else f"every {FOLDS}th row of the one pair"
+    key = keys[0]
+    found = whole.calibration(key)
+    name = f"{key[0]}-{key[1]}-fitted"
+    error = FitError(rows=len(measured), pairs=distinct, unseen=errors(unseen, target.measured), left_out=means)
+    origin = Origin(provenance="fitted", source=f"{len(measured)} measurements, shrunk towards {base.name}")
+    fitted = found.model_copy(
+        update={
+            "name": name,
+            "source": f"fitted to {len(measured)} measurements of {key[1]} on {key[0]}, starting from {base.name}",
+            "origins": {**base.origins, **dict.fromkeys(_names(around(base)), origin)},
+            "error": error,
+        }
+    )
+    start = values(around(base), (), np.zeros(0), key)
+    end = values(whole.priors, whole.model, whole.z, key)
+    return CalibrationReport(
+        calibration=fitted,
+        rows=len(measured),
+        pairs=distinct,
+        before=errors(predictions(target.groups, lambda _key: base), target.measured),
+        fitted=errors(predictions(target.groups, whole.calibration), target.measured),
+        unseen=error.unseen,
+        unseen_means=means,
+        moved={name: (start[name], end[name]) for name in start if abs(end[name] / start[name] - 1) > 0.005},
+    )
+
+
+def around(base: Calibration) -> tuple[Coefficient, ...]:
+    """Priors centred on a calibration, all effects on one level."""
+    found = []
+    for prior in PRIORS:
+        head, _, arithmetic = prior.name.partition(".")
+        spread = USER_SPREAD * max(prior.spread, prior.gpu_spread, prior.engine_spread)
+        centre = base.gemm_efficiency.get(arithmetic) if arithmetic else getattr(base, head, prior.value)  # type: ignore[call-overload]
+        if centre:
+            found.append(Coefficient(prior.name, float(centre), spread, largest=max(prior.largest, float(centre))))
+    return tuple(found)
+
+
+def target_of(rows: Sequence[Measurement], base: Calibration, range_ratio: float) -> Target:
+    """What is fitted, pairs balanced against one another."""
+    measured = np.array([[row.ttft_ns or np.nan for row in rows], [row.tpot_ns or np.nan for row in rows]])
+    pairs = [f"{row.llm} on {row.system}" for row in rows]
+    return Target(grouped(rows, base, range_ratio), measured, pair_weights(pairs))
+
+
+def errors(predicted: Floats, measured: Floats) -> Errors:
+    """Mean and median absolute relative error of TTFT and TPOT, in percent."""
+    relative = 100 * np.abs(predicted / measured - 1)
+
+    def over(row: Floats) -> tuple[float | None, float | None]:
+        known = row[np.isfinite(row)]
+        return (round(float(known.mean()), 1), round(float(np.median(known)), 1)) if len(known) else (None, None)
+
+    (ttft_mean, ttft_median), (tpot_mean, tpot_median) = over(relative[0]), over(relative[1])
+    return Errors(ttft_mean=ttft_mean, ttft_median=ttft_median, tpot_mean=tpot_mean, tpot_median=tpot_median)
+
+
+def _key(row: Measurement) -> Key:
+    return architecture(served_cluster(row).gpu), row.engine
+
+
+def _names(priors: Sequence[Coefficient]) -> list[str]:
+    return sorted({prior.name.partition(".")[0] for prior in priors} - {"compute", "host"})

@@ -1,0 +1,343 @@
+"""Closed-loop load: the adding-up of the metrics where nothing queues, laws of queueing where something does."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plans import CALIBRATION, small_cluster, small_llm, small_problem, small_workload
+from round_numbers import problem_of
+
+from solver.cost.closed_loop import ClosedLoop, Deployment, capacity, predict, predict_strategy
+from solver.cost.layers import Blocks
+from solver.cost.leaves import PPM, Leaves
+from solver.cost.lengths import Lengths
+from solver.cost.metrics import Figures, evaluate_times
+from solver.specs.calibration import Calibration
+from solver.specs.llm import Llm
+from solver.specs.problem import ALL_REDUCES, Problem
+from solver.strategy import Strategy, packing_of, violations
+
+MOE = {"num_experts": 8, "top_k": 2, "expert_width": 512}
+LLMS: dict[str, dict[str, Any]] = {
+    "moe": {},
+    "shared": {"moe": {**MOE, "shared_width": 256}},
+    "dense-first": {"moe_layers": [1, 2, 3], "dense_width": 1024},
+    "dense": {"moe": None, "dense_width": 1024},
+    "mla": {"mla": {"kv_lora_rank": 64, "qk_rope_head_dim": 16, "qk_nope_head_dim": 32, "v_head_dim": 32}},
+    "sliding": {"sliding_window": 64, "attention_kinds": ["sliding", "full"]},
+}
+AMPLE = "80 GB"
+
+
+def at(deployment: Deployment, **changes: Any) -> Deployment:
+    """A deployment with some of its numbers replaced."""
+    known = {field.name: getattr(deployment, field.name) for field in fields(Deployment)}
+    return Deployment(**known | {name: np.asarray(value, dtype=np.int64) for name, value in changes.items()})
+
+
+ONE = Deployment(*(np.asarray(1, dtype=np.int64) for _ in fields(Deployment)))
+"""One GPU, one request, one token of output."""
+
+
+def deployment(osl: int, concurrency: int, **degrees: int) -> Deployment:
+    """One replica of these degrees inside one domain of four, balanced experts."""
+    stage = degrees.get("attn_tp", 1) * degrees.get("attn_dp", 1)
+    return at(ONE, stage_members=min(4, stage), lambda_ppm=PPM, osl=osl, concurrency=concurrency, **degrees)
+
+
+def calibration(**changes: Any) -> Calibration:
+    return Calibration.read({**CALIBRATION, **changes}, "test")
+
+
+def loop(problem: Problem, deployed: Deployment) -> ClosedLoop:
+    return predict(Leaves(problem), deployed)
+
+
+# --- two witnesses of the adding-up ----
+
+
+@pytest.mark.parametrize("llm", LLMS)
+@pytest.mark.parametrize("workload", [{}, {"prefill_chunk_tokens": 70}, {"speculative": {"draft": 2, "accepted": 0.5}}])
+@pytest.mark.parametrize("degrees", [(1, 1, 1), (4, 1, 1), (2, 2, 4), (1, 4, 2), (2, 4, 8)])
+def test_one_replica_adds_up_like_its_best_strategy(
+    llm: str, workload: dict[str, Any], degrees: tuple[int, int, int]
+) -> None:
+    """Decode step and lone prefill are those of the metrics with the fastest collectives, without overlap."""
+    tp, dp, ep = degrees
+    record, batch = small_llm(**LLMS[llm]), 5
+    if not record.is_moe:
+        dp = ep = 1
+    load = small_workload(isl=200, concurrency=batch * dp, **workload)
+    problem = small_problem(llm=record, cluster=small_cluster(memory=AMPLE), workload=load)
+    degree = {"attn_tp": tp, "attn_dp": dp, "moe_tp": tp * dp // ep if record.is_moe else 1, "moe_ep": ep}
+    strategies = with_collectives(problem, Strategy(**degree, batch=batch))
+    assert len(strategies) in (3, 6)
+    figures = [evaluated(problem, strategy) for strategy in strategies]
+    found = predict_strategy(Leaves(problem), strategies[0], packing_of(problem, strategies[0]), PPM)
+    assert int(found.resident) == batch * dp
+    assert int(found.decode_ns) == min(each.decode_ns for each in figures)
+    assert int(found.prefill_ns) == min(each.ttft_ns for each in figures)
+
+
+def with_collectives(problem: Problem, strategy: Strategy) -> list[Strategy]:
+    """The legal strategies of these degrees without overlap, one all-reduce and one exchange for both phases."""
+    found = []
+    for reduce, dispatch in product(ALL_REDUCES, ("gather", "all_to_all")):
+        knobs = {"decode_allreduce": reduce, "prefill_allreduce": reduce}
+        knobs |= {"decode_dispatch": dispatch, "prefill_dispatch": dispatch}
+        changed = Strategy(**strategy.model_dump() | knobs)
+        if {broken.rule for broken in violations(problem, changed)} <= {"tp-domain"}:
+            found.append(changed)
+    return found
+
+
+def evaluated(problem: Problem, strategy: Strategy) -> Figures:
+    """Metrics with balanced blocks, sequences in the middle of their output."""
+    workload = problem.workload
+    load = strategy.batch * (workload.mean_isl + workload.osl // 2)
+    blocks = Blocks(load, PPM, (problem.llm.num_layers,))
+    return evaluate_times(Leaves(problem), strategy, packing_of(problem, strategy), blocks)
+
+
+def test_a_dense_layer_on_one_gpu_by_hand() -> None:
+    # Decode 8960 ns as in test_cost: 108 + 1368 + 436 + 1368 + 4680 + 1000; prefill 51112: 900 + 19600 + 3332 + 19600 +
+    # 4680 + 3000. Before the first token: 500 ns outside the model, the prefill, one decode step.
+    llm = {"moe": None, "dense_width": 80, "num_layers": 1}
+    problem = problem_of(llm, workload={"concurrency": 1}, calibration={"request_overhead": "500 ns"})
+    found = loop(problem, deployment(10, 1))
+    assert (int(found.decode_ns), int(found.prefill_ns), int(found.wait_ns)) == (8960, 51112, 0)
+    assert (int(found.tpot_ns), int(found.ttft_ns)) == (8960, 500 + 51112 + 8960)
+
+
+# --- interference ----
+
+
+@settings(max_examples=40)
+@given(
+    llm=st.sampled_from(sorted(LLMS)), isl=st.integers(1, 5000), osl=st.integers(1, 3000), mixed=st.booleans(),
+    overhead=st.integers(0, 10**9), share=st.floats(0, 1),
+)  # fmt: skip
+def test_a_lone_request_meets_nobody(llm: str, isl: int, osl: int, mixed: bool, overhead: int, share: float) -> None:
+    changes = {"mixed_batches": mixed, "request_overhead": f"{overhead} ns", "queue_share": share}
+    problem = small_problem(
+        llm=small_llm(**LLMS[llm]), workload=small_workload(isl=isl, osl=osl, concurrency=1),
+        calibration=calibration(**changes), cluster=small_cluster(memory=AMPLE),
+    )  # fmt: skip
+    found = loop(problem, deployment(osl, 1, attn_tp=2, moe_ep=1 if llm == "dense" else 2))
+    assert int(found.wait_ns) == 0
+    assert int(found.tpot_ns) == int(found.decode_ns)
+    assert int(found.ttft_ns) == overhead + int(found.prefill_ns) + int(found.decode_ns)
+
+
+def test_prefills_of_others_stretch_the_decode_time() -> None:
+    # Seven others, each one pass of its own: A = 7 prefills in a cycle of t_0 + D; the part of it that falls into D:
+    # D = osl t_decode + A D / (t_0 + D). Rounded to whole ns per token.
+    problem = small_problem(workload=small_workload(isl=200, osl=50), cluster=small_cluster(memory=AMPLE))
+    found = loop(problem, deployment(50, 8, attn_tp=2, moe_ep=2))
+    first = int(found.prefill_ns) + int(found.decode_ns)
+    decoding, others = 50 * int(found.tpot_ns), 7 * int(found.prefill_ns)
+    assert int(found.ttft_ns) == first
+    expected = 50 * int(found.decode_ns) + others * decoding / (first + decoding)
+    assert decoding == pytest.approx(expected, abs=100)
+    assert decoding > 1.2 * 50 * int(found.decode_ns)
+
+
+def test_attention_groups_prefill_side_by_side() -> None:
+    # Eight requests over two groups: the seven others are 3.5 rounds, not 7.
+    problem = small_problem(workload=small_workload(isl=200, osl=50), cluster=small_cluster(memory=AMPLE))
+    found = loop(problem, deployment(50, 8, attn_dp=2, moe_ep=2))
+    first, decoding = int(found.prefill_ns) + int(found.decode_ns), 50 * int(found.tpot_ns)
+    expected = 50 * int(found.decode_ns) + 3.5 * int(found.prefill_ns) * decoding / (first + decoding)
+    assert decoding == pytest.approx(expected, abs=100)
+
+
+def test_a_prompt_waits_for_a_share_of_the_others() -> None:
+    # A quarter of seven prefills of others.
+    eight = deployment(50, 8, attn_tp=2, moe_ep=2)
+    workload, cluster = small_workload(isl=200, osl=50), small_cluster(memory=AMPLE)
+    free, queued = (
+        loop(small_problem(workload=workload, cluster=cluster, calibration=calibration(queue_share=share)), eight)
+        for share in (0.0, 0.25)
+    )
+    assert int(queued.ttft_ns) - int(free.ttft_ns) == pytest.approx(7 / 4 * int(free.prefill_ns), abs=1)
+    assert int(queued.decode_ns) == int(free.decode_ns)
+
+
+@pytest.mark.parametrize("llm", LLMS)
+@pytest.mark.parametrize("isl", [20, 300, 3000])
+def test_a_shared_step_costs_no_more_than_a_pass_of_its_own(llm: str, isl: int) -> None:
+    """Mixed batches read the weights once for both."""
+    tpot = []
+    for mixed in (False, True):
+        problem = small_problem(
+            llm=small_llm(**LLMS[llm]), workload=small_workload(isl=isl, osl=50), cluster=small_cluster(memory=AMPLE),
+            calibration=calibration(mixed_batches=mixed),
+        )  # fmt: skip
+        tpot.append(int(loop(problem, deployment(50, 8, attn_tp=2, moe_ep=1 if llm == "dense" else 2)).tpot_ns))
+    assert tpot[1] <= tpot[0]
+
+
+def test_prompts_of_one_decode_step_share_a_pass() -> None:
+    # 40 sequences of 10 tokens finish at four a step: four prompts of 50 tokens a pass, which a budget of 100 halves.
+    def problem(budget: int) -> Problem:
+        workload = small_workload(isl=50, osl=10, concurrency=40, prefill_chunk_tokens=budget)
+        return small_problem(workload=workload, cluster=small_cluster(memory=AMPLE))
+
+    def rounds(budget: int, together: int) -> None:
+        found = loop(problem(budget), deployment(10, 40, attn_tp=2, moe_ep=2))
+        strategy = Strategy(attn_tp=2, moe_ep=2, batch=40, prefill_batch=together)
+        figures = [evaluated(problem(budget), each) for each in with_collectives(problem(budget), strategy)]
+        shared = min(each.round_ns for each in figures)
+        first, decoding = int(found.prefill_ns) + int(found.decode_ns), 10 * int(found.tpot_ns)
+        expected = 10 * int(found.decode_ns) + 39 / together * shared * decoding / (first + decoding)
+        assert decoding == pytest.approx(expected, abs=30)
+
+    rounds(8192, 4)
+    rounds(100, 2)
+    rounds(50, 1)
+
+
+# --- capacity and Little's law ----
+
+
+def test_capacity_by_hand() -> None:
+    # The round LLM on one GPU of 2048 KiB: four layers of 47 (attention) + 188 (experts: 8 * 24000 bytes) + 4 (norms,
+    # router); embedding and head 2 * 196; a prefill pass of one prompt 149 + 4 + 79; reserves 6: 1586. The cache of a
+    # sequence of 100 + 5 tokens is four layers of 17 KiB (16800 bytes): 462 / 68 = 6.8.
+    leaves = Leaves(problem_of())
+    assert int(capacity(leaves, deployment(10, 8))) == 6
+
+
+def test_a_tied_vocabulary_is_held_once() -> None:
+    # 196 KiB more: 658 / 68 = 9.7.
+    assert int(capacity(Leaves(problem_of({"tie_embeddings": True})), deployment(10, 8))) == 9
+
+
+def test_a_stage_holds_one_end_of_the_vocabulary() -> None:
+    # Two stages of two layers: 478 + 196 + 232 + 6 = 912 KiB on either, and 34 KiB a sequence: 1136 / 34 = 33.4.
+    leaves = Leaves(problem_of())
+    assert int(capacity(leaves, deployment(10, 8, pp=2, micro_batches=2))) == 33
+
+
+def test_a_network_that_does_not_fit_still_serves_one_by_one() -> None:
+    problem = small_problem(cluster=small_cluster(memory="25 MB"))
+    assert int(capacity(Leaves(problem), deployment(16, 8))) == 1
+
+
+@settings(max_examples=40)
+@given(
+    llm=st.sampled_from(sorted(LLMS)), memory=st.integers(70, 160), concurrency=st.integers(1, 4000),
+    replicas=st.integers(1, 3), share=st.floats(0, 1),
+)  # fmt: skip
+def test_littles_law(llm: str, memory: int, concurrency: int, replicas: int, share: float) -> None:
+    """Requests in flight = throughput x time in the system, throughput being that of the resident ones."""
+    problem = small_problem(
+        llm=small_llm(**LLMS[llm]), workload=small_workload(isl=300, osl=20),
+        cluster=small_cluster(memory=f"{memory} MB"), calibration=calibration(queue_share=share),
+    )  # fmt: skip
+    leaves, deployed = Leaves(problem), deployment(20, concurrency, replicas=replicas)
+    found = predict(leaves, deployed)
+    fitting, offered = int(capacity(leaves, deployed)), max(1.0, concurrency / replicas)
+    served = min(np.ceil(offered), fitting)
+    assert int(found.resident) == served
+    cycle = int(found.ttft_ns) - int(found.wait_ns) + 20 * int(found.tpot_ns)
+    if offered <= served:
+        assert int(found.wait_ns) == 0
+    else:
+        assert int(found.wait_ns) == pytest.approx((offered - served) / served * cycle, rel=1e-6)
+        assert offered == pytest.approx(served / cycle * (cycle + int(found.wait_ns)), rel=1e-6)
+
+
+# --- monotony ----
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("llm", LLMS)
+def test_more_load_is_never_faster(llm: str, mixed: bool) -> None:
+    """While no two prompts share a pass (outputs are long), and with rows of experts at the full rate."""
+    problem = small_problem(
+        llm=small_llm(**LLMS[llm]), workload=small_workload(isl=300, osl=400), cluster=small_cluster(memory="60 MB"),
+        calibration=calibration(grouped_gemm_half_rows=0.0, queue_share=0.2, mixed_batches=mixed),
+    )  # fmt: skip
+    deployed = deployment(400, 1, attn_tp=2, moe_ep=1 if llm == "dense" else 2)
+    loops = [loop(problem, at(deployed, concurrency=concurrency)) for concurrency in range(1, 500, 7)]
+    for name in ("ttft_ns", "tpot_ns", "decode_ns", "wait_ns", "resident"):
+        assert np.all(np.diff([int(getattr(found, name)) for found in loops]) >= 0), name
+    assert int(loops[-1].tpot_ns) > int(loops[0].tpot_ns)
+    assert int(loops[-1].wait_ns) > 0
+
+
+@settings(max_examples=40)
+@given(
+    llm=st.sampled_from(sorted(LLMS)), concurrency=st.integers(1, 2000), isl=st.integers(10, 500),
+    osl=st.integers(100, 400), mixed=st.booleans(), share=st.floats(0, 0.2),
+)  # fmt: skip
+def test_more_memory_never_lengthens_the_wait(
+    llm: str, concurrency: int, isl: int, osl: int, mixed: bool, share: float
+) -> None:
+    """Where decoding outlasts the prefills; a deployment that prefills bind serves no more with more memory."""
+    waits, residents = [], []
+    for megabytes in (80, 90, 110, 150, 230, 390, 80_000):
+        problem = small_problem(
+            llm=small_llm(**LLMS[llm]), workload=small_workload(isl=isl, osl=osl, concurrency=1),
+            cluster=small_cluster(memory=f"{megabytes} MB"),
+            calibration=calibration(mixed_batches=mixed, queue_share=share),
+        )  # fmt: skip
+        found = loop(problem, deployment(osl, concurrency))
+        waits.append(int(found.wait_ns))
+        residents.append(int(found.resident))
+    assert waits == sorted(waits, reverse=True)
+    assert residents == sorted(residents)
+    assert waits[-1] == 0
+
+
+# --- many at once ----
+
+
+@st.composite
+def deployments(draw: st.DrawFn, moe: bool) -> tuple[Deployment, list[int]]:
+    """Up to six deployments as one, and the mean prompts of their workloads."""
+    rows = []
+    for _ in range(draw(st.integers(1, 6))):
+        tp, dp = draw(st.sampled_from([1, 2, 4, 8])), draw(st.sampled_from([1, 2, 4])) if moe else 1
+        ep = draw(st.sampled_from([n for n in (1, 2, 4, 8) if tp * dp % n == 0])) if moe else 1
+        pp = draw(st.integers(1, 3))
+        rows.append(
+            {
+                "attn_tp": tp, "attn_dp": dp, "moe_tp": tp * dp // ep if moe else 1, "moe_ep": ep, "pp": pp,
+                "micro_batches": draw(st.integers(1, pp)), "replicas": draw(st.integers(1, 3)),
+                "stage_members": min(4, tp * dp), "lambda_ppm": draw(st.integers(PPM, 3 * PPM)),
+                "concurrency": draw(st.integers(1, 3000)), "osl": draw(st.integers(1, 500)),
+            }
+        )  # fmt: skip
+    isl = [draw(st.integers(1, 20_000)) for _ in rows]
+    return at(ONE, **{name: [row[name] for row in rows] for name in rows[0]}), isl
+
+
+@settings(max_examples=60)
+@given(data=st.data(), llm=st.sampled_from(sorted(LLMS)), mixed=st.booleans(), hit=st.sampled_from([0.0, 0.3]))
+def test_many_deployments_cost_what_each_costs_alone(data: st.DataObject, llm: str, mixed: bool, hit: float) -> None:
+    record = small_llm(**LLMS[llm])
+    deployed, isl = data.draw(deployments(record.is_moe))
+    problem = problem_for(record, mixed, hit)
+    many = predict(Leaves(problem, Lengths.many(problem, np.array(isl), deployed.osl)), deployed)
+    for row, prompt in enumerate(isl):
+        single = at(deployed, **{field.name: getattr(deployed, field.name)[row] for field in fields(Deployment)})
+        own = small_workload(isl=prompt, osl=int(single.osl), concurrency=1, prefix_hit_rate=hit)
+        one = predict(Leaves(problem.model_copy(update={"workload": own})), single)
+        for field in fields(ClosedLoop):
+            assert int(getattr(many, field.name)[row]) == int(getattr(one, field.name)), field.name
+
+
+def problem_for(llm: Llm, mixed: bool, hit: float) -> Problem:
+    """A problem of that LLM on little memory, so that some deployments wait."""
+    return small_problem(
+        llm=llm, cluster=small_cluster(memory="150 MB"), workload=small_workload(isl=1, prefix_hit_rate=hit),
+        calibration=calibration(mixed_batches=mixed, queue_share=0.2, request_overhead="5 ms"),
+    )  # fmt: skip
