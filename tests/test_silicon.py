@@ -194,7 +194,7 @@ def test_the_gemms_of_a_layer_are_its_weights(name: str) -> None:
 
 
 @pytest.mark.usefixtures("package")
-@pytest.mark.parametrize("seed", (3001, 3003, 3004, 3005, 3006, 3007))
+@pytest.mark.parametrize("seed", [3001, 3003, 3004, 3005, 3006, 3007])
 def test_measured_optimum_is_that_of_brute_force(seed: int) -> None:
     problem = draw(seed).model_copy(update={"operators": OPERATORS})
     value, result = brute_force(problem).value, solve(problem, SolveOptions(workers=1))
