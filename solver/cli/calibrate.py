@@ -44,9 +44,9 @@ def calibrate(
 ) -> None:
     """Fit the cost model's coefficients to your own measurements.
 
-    The CSV has a row per measured deployment: id, llm, system, engine, precision, isl, osl, concurrency, attn_tp, attn_dp,
-    moe_tp, moe_ep, gpus, measured_ttft_ms, measured_tpot_ms. The fit starts from the catalog's calibration, so that twenty
-    rows are enough to gain; the report states the error on deployments that were left out.
+    The CSV has a row per measured deployment: id, llm, system, engine, precision, isl, osl, concurrency, attn_tp,
+    attn_dp, moe_tp, moe_ep, gpus, measured_ttft_ms, measured_tpot_ms. The fit starts from the catalog's calibration,
+    so that twenty rows are enough to gain; the report states the error on deployments that were left out.
     """
     from solver import api
     from solver.fitting.toml import calibration_toml

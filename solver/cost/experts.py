@@ -83,10 +83,10 @@ class Experts:
         busiest = formula - self._formula_ns(moe_tp, moe_ep, tokens, np.asarray(1.0))
         return measured.choose("routed experts", even + busiest, formula)
 
-    def _formula_ns(self, moe_tp: Ints, moe_ep: Ints, tokens: Ints, factor: Floats) -> Ints:
+    def _formula_ns(self, moe_tp: Ints, moe_ep: Ints, tokens: Ints, load_factor: Floats) -> Ints:
         parameters = float(self.llm.expert_parameters)
-        rows = tokens * self.moe.top_k / moe_ep * factor
-        touched = np.minimum(self.rank_slots(moe_ep), self.touched(moe_ep, tokens) * factor)
+        rows = tokens * self.moe.top_k / moe_ep * load_factor
+        touched = np.minimum(self.rank_slots(moe_ep), self.touched(moe_ep, tokens) * load_factor)
         per_expert = tokens * self.moe.top_k / self.moe.num_experts
         return self.machine.gemm_ns(
             Gemm(

@@ -121,7 +121,7 @@ class Machine:
         """
         if np.max(num_domains, initial=1) <= 1:
             inner = self.links[0]
-            return np.float64(inner.bytes_per_ns), np.float64(inner.latency_ns)
+            return np.asarray(inner.bytes_per_ns), np.asarray(inner.latency_ns)
         gpus = num_domains * self.domain_gpus
         rate = np.full(np.shape(gpus), self.links[-1].bytes_per_ns)
         latency = np.full(np.shape(gpus), self.links[-1].latency_ns)

@@ -1,8 +1,8 @@
 """The coefficients that are fitted, what is known of them beforehand, and how GPU and engine may shift them.
 
 Every coefficient is positive; its logarithm is ``log(value) + spread * z_global + gpu_spread * z_gpu + ...`` with
-standard normal `z` (a hierarchical model with shrinkage): few measurements move it little, an unseen GPU or engine keeps
-the level above.
+standard normal `z` (a hierarchical model with shrinkage): few measurements move it little, an unseen GPU or engine
+keeps the level above.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def calibrated(base: Calibration, found: Mapping[str, float], engine: str) -> Ca
     """The calibration of an engine with these coefficients in place of its own; times are rounded to whole ns."""
     whole = {"launch", "collective_base", "host_step", "host_sequence", "host_prefill", "host_prefill_layer"}
     whole.add("request_overhead")
-    fields: dict[str, object] = {"mixed_batches": engine in MIXED_BATCHES}
+    fields: dict[str, object] = {"mixed_batches": not engine or engine in MIXED_BATCHES}
     efficiency = dict(base.gemm_efficiency)
     for name, value in found.items():
         head, _, arithmetic = name.partition(".")

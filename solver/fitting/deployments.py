@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solver.fitting.coefficients import Key, architecture
 from solver.cost.closed_loop import ClosedLoop, Deployment, predict
 from solver.cost.leaves import PPM, Leaves
 from solver.cost.lengths import Lengths
 from solver.cost.machine import Floats, Ints
+from solver.fitting.coefficients import Key, architecture
 from solver.specs.calibration import Calibration
 from solver.specs.measurements import Measurement, served_cluster, served_llm
 from solver.specs.problem import Problem

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from solver.fitting.coefficients import Coefficient, Key, Parameter, calibrated, parameters, start, values
-from solver.fitting.deployments import Group, predictions
 from solver.cost.machine import Floats, Ints
 from solver.errors import SpecError
+from solver.fitting.coefficients import Coefficient, Key, Parameter, calibrated, parameters, start, values
+from solver.fitting.deployments import Group, predictions
 from solver.specs.calibration import Calibration
 
 TPOT_SCALE = 0.12
-"""Log error beyond which a TPOT counts less than its square: repeats of one deployment differ by about as much."""
+"""Relative error beyond which a TPOT counts less than its square: repeats of one deployment differ by about as much."""
 TTFT_SCALE = 0.25
 TTFT_WEIGHT = 0.5
 """Weight of a TTFT against a TPOT: queueing makes it the noisier of the two."""
@@ -22,6 +22,8 @@ LARGEST_LOG = 2.0
 """Over-predictions beyond e^2 count as e^2, so that no outlier overflows."""
 PAIR_ROWS = 100.0
 """Rows of an (LLM, GPU) pair with which each row has weight 1; the weight falls with the fourth root of the rows."""
+FIRST_TURNS, WARM_TURNS = 25, 5
+"""Most Gauss-Newton turns from the priors, and from a fit to nearly the same rows."""
 STEP = 0.02
 """Finite-difference step, in standard deviations of a prior."""
 
@@ -66,8 +68,8 @@ def pair_weights(pairs: Sequence[str]) -> Floats:
 def fit(target: Target, base: Calibration, priors: tuple[Coefficient, ...], z: Floats | None = None) -> Fit:
     """Coefficients that explain the measurements, shrunk towards the priors.
 
-    Minimises pseudo-Huber losses of the log error of TPOT and the relative error of TTFT, plus the squares of the
-    standard normals. A TTFT has a long upper tail (warm-up, bursts), which the log error would chase.
+    Minimises pseudo-Huber losses of the relative errors ``exp(log error) - 1`` of TPOT and TTFT, plus the squares of
+    the standard normals. Measured times have a long upper tail (warm-up, bursts), which plain log errors would chase.
 
     Raises
     ------
@@ -81,7 +83,8 @@ def fit(target: Target, base: Calibration, priors: tuple[Coefficient, ...], z: F
     model = parameters(priors, [group.key for group in target.groups])
     problem = _Residuals(target, base, priors, model)
     begin = start(model) if z is None else z
-    found = least_squares(problem.residuals, begin, jac=problem.jacobian, max_nfev=25 if z is None else 5, xtol=1e-4, ftol=1e-5)
+    turns = FIRST_TURNS if z is None else WARM_TURNS
+    found = least_squares(problem.residuals, begin, jac=problem.jacobian, max_nfev=turns, xtol=1e-4, ftol=1e-5)
     return Fit(base, priors, model, found.x)
 
 
@@ -110,8 +113,7 @@ class _Residuals:
             loop = group.predict(cache[group.key])
             predicted = np.stack([loop.ttft_ns, loop.tpot_ns]).astype(np.float64)
             ratio = np.log(predicted / self.target.measured[:, group.rows])
-            ratio[0] = np.expm1(np.minimum(ratio[0], LARGEST_LOG))
-            scaled = ratio / self.scales
+            scaled = np.expm1(np.minimum(ratio, LARGEST_LOG)) / self.scales
             robust = np.sign(scaled) * np.sqrt(2 * (np.sqrt(1 + scaled**2) - 1))
             errors[:, group.rows] = np.nan_to_num(self.weight[:, group.rows] * robust)
         return errors

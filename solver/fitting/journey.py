@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
+from solver.cost.machine import Floats
 from solver.errors import SpecError
 from solver.fitting.coefficients import PRIORS, Coefficient, Key, architecture, values
 from solver.fitting.deployments import grouped, predictions
-from solver.fitting.fit import Fit, Target, cross_validate, fit, pair_weights
-from solver.cost.machine import Floats
+from solver.fitting.fit import Target, cross_validate, fit, pair_weights
 from solver.specs.calibration import Calibration, Errors, FitError, Origin
 from solver.specs.catalog import calibration_of, load_calibration
 from solver.specs.measurements import Measurement, served_cluster
@@ -107,7 +107,7 @@ def calibrate(
         update={
             "name": name,
             "source": f"fitted to {len(measured)} measurements of {key[1]} on {key[0]}, starting from {base.name}",
-            "origins": {**base.origins, **dict.fromkeys(_names(around(base)), origin)},
+            "origins": {**base.origins, **dict.fromkeys(names_of(around(base)), origin)},
             "error": error,
         }
     )
@@ -160,5 +160,6 @@ def _key(row: Measurement) -> Key:
     return architecture(served_cluster(row).gpu), row.engine
 
 
-def _names(priors: Sequence[Coefficient]) -> list[str]:
+def names_of(priors: Sequence[Coefficient]) -> list[str]:
+    """Fields of :class:`Calibration` that these priors set."""
     return sorted({prior.name.partition(".")[0] for prior in priors} - {"compute", "host"})

@@ -7,7 +7,7 @@ import json
 from rich.console import Console
 
 from solver.fitting.journey import CalibrationReport
-from solver.report.terminal import grid, heading, headed
+from solver.report.terminal import grid, headed, heading
 from solver.specs.calibration import Errors
 from solver.units import short_ns
 
