@@ -43,6 +43,9 @@ class SolveOptions:
     seed: int = 0
     time_limit_s: float | None = None
     """Seconds; absent means until proved."""
+    ties: int = 0
+    """List so many strategies of other degrees whose objective is within the calibration's error of the winner's; each
+    is proved the next best by a solve of its own."""
     on_progress: Callable[[Progress], None] | None = None
     """Called with objective, bound, gap and elapsed time whenever they improve."""
 
@@ -69,7 +72,7 @@ def solve(problem: Problem | None = None, options: SolveOptions | None = None) -
     from solver.search.run import SearchOptions, search
 
     options = options or SolveOptions()
-    how = SearchOptions(options.workers, options.seed, options.time_limit_s)
+    how = SearchOptions(options.workers, options.seed, options.time_limit_s, options.ties)
     return search(problem or reference_problem(), how, options.on_progress or (lambda _progress: None))
 
 

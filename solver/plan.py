@@ -150,6 +150,31 @@ class RunnerUp(Spec):
     gpus: Natural
 
 
+class Tie(Spec):
+    """A strategy of other degrees than the winner's, with its best knobs: proved the next best in its turn."""
+
+    strategy: PlannedStrategy
+    value: Natural
+    """Objective integer, in the certificate's unit."""
+    objective: float
+    """The same in the unit of the plan's objective."""
+    gpus: Natural
+
+
+class Ties(Spec):
+    """What the cost model cannot tell from the winner, as far as it was asked to look."""
+
+    band_percent: Annotated[float, Field(ge=0)]
+    """Strategies are listed whose objective is worse by at most so much."""
+    at_most: Natural
+    """The same as an objective integer."""
+    source: str
+    """Where the band comes from."""
+    tied: tuple[Tie, ...]
+    complete: bool
+    """Whether it is proved that there is no other one (else the asked number, or the time limit, ended the list)."""
+
+
 class Plan(Spec):
     """One answer: proved (OPTIMAL), or the best found with its gap (FEASIBLE)."""
 
@@ -165,6 +190,7 @@ class Plan(Spec):
     warnings: tuple[str, ...]
     runners_up: tuple[RunnerUp, ...] = ()
     closed_loop: ClosedLoopMetrics | None = None
+    ties: Ties | None = None
     operator_sources: tuple[OperatorSource, ...] = ()
     """What the times of this strategy rest on, by operator."""
     problem: Problem

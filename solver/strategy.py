@@ -138,6 +138,11 @@ class Strategy(StrategyFields):
         return self.full_label
 
     @property
+    def degrees(self) -> tuple[int, ...]:
+        """Attention TP and DP, expert TP and EP, stages: what makes two instances structurally different."""
+        return (self.attn_tp, self.attn_dp, self.moe_tp, self.moe_ep, self.pp)
+
+    @property
     def full_label(self) -> str:
         """``A<attn_tp>x<attn_dp>-E<moe_tp>x<moe_ep>-PP<pp>-R<replicas>``: says any strategy."""
         return f"A{self.attn_tp}x{self.attn_dp}-E{self.moe_tp}x{self.moe_ep}-PP{self.pp}-R{self.replicas}"

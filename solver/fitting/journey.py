@@ -139,7 +139,8 @@ def around(base: Calibration) -> tuple[Coefficient, ...]:
 
 def target_of(rows: Sequence[Measurement], base: Calibration, range_ratio: float) -> Target:
     """What is fitted, pairs balanced against one another."""
-    measured = np.array([[row.ttft_ns or np.nan for row in rows], [row.tpot_ns or np.nan for row in rows]])
+    times = [[row.ttft_ns or np.nan for row in rows], [row.tpot_ns or np.nan for row in rows]]
+    measured = np.array(times, dtype=np.float64)
     pairs = [f"{row.llm} on {row.system}" for row in rows]
     return Target(grouped(rows, base, range_ratio), measured, pair_weights(pairs))
 

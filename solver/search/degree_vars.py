@@ -265,6 +265,17 @@ class DegreeVars:
                 self.model.add_hint(literal, int(value == self._value_of(name, strategy)))
         self.model.add_hint(self.replicas, strategy.replicas)
 
+    def other_degrees_than(self, strategy: Strategy) -> list[cp_model.BoolVarT]:
+        """Literals of which one holds unless an instance has exactly this strategy's degrees."""
+        literals: list[cp_model.BoolVarT] = []
+        for name in ("attn_tp", "attn_dp", "moe_tp", "moe_ep", "pp"):
+            choice: Choice[int] = getattr(self, name)
+            value = getattr(strategy, name)
+            if value not in choice.literals:
+                return [self.model.new_constant(1)]
+            literals.append(~choice.literals[value])
+        return literals
+
     def differs_from(self, strategy: Strategy) -> list[cp_model.BoolVarT]:
         """Literals of which one holds unless the solution is exactly this strategy."""
         literals: list[cp_model.BoolVarT] = []
@@ -281,13 +292,7 @@ class DegreeVars:
 
     def leaner_than(self, strategy: Strategy) -> list[cp_model.BoolVarT]:
         """Literals of which one holds unless the shape and depth are the strategy's and no rank holds less than its."""
-        literals: list[cp_model.BoolVarT] = []
-        for name in ("attn_tp", "attn_dp", "moe_tp", "moe_ep", "pp"):
-            choice: Choice[int] = getattr(self, name)
-            value = getattr(strategy, name)
-            if value not in choice.literals:
-                return [self.model.new_constant(1)]
-            literals.append(~choice.literals[value])
+        literals = self.other_degrees_than(strategy)
         for name in ("batch", "micro_batches", "prefill_batch"):
             held = getattr(strategy, name)
             literals += [lit for value, lit in getattr(self, name).literals.items() if value < held]

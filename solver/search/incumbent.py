@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -33,7 +33,15 @@ MAX_STARTS = 2
 class Scores:
     """Objective integers of strategies with the placement blocks at their lower bounds, memoised."""
 
-    def __init__(self, leaves: Leaves, domains: Domains, bounds: Bounds, utopia: Utopia | None) -> None:
+    def __init__(
+        self,
+        leaves: Leaves,
+        domains: Domains,
+        bounds: Bounds,
+        utopia: Utopia | None,
+        admits: Callable[[Strategy, int], bool] | None = None,
+    ) -> None:
+        self._admits = admits
         self.leaves, self.problem, self.domains, self.bounds = leaves, leaves.problem, domains, bounds
         self._utopia = utopia
         self._weights = utopia.weights(self.problem.objective.latency_weight) if utopia else (0, 0)
@@ -70,7 +78,8 @@ class Scores:
         figures = evaluate_times(self.leaves, strategy, packing_of(self.problem, strategy), blocks)
         if slo_violations(self.leaves, figures) or memory_violations(stage_ledgers(self.leaves, strategy, blocks)):
             return None
-        return objective_value(self.problem.objective.name, figures, self._weights)
+        value = objective_value(self.problem.objective.name, figures, self._weights)
+        return value if self._admits is None or self._admits(strategy, value) else None
 
 
 def find_incumbent(scores: Scores, shapes: list[tuple[int, int, int, int]]) -> Strategy | None:

@@ -75,12 +75,30 @@ class Outcome:
     interrupted: bool = False
 
 
+@dataclass(frozen=True)
+class Beyond:
+    """A search for further strategies: other degrees than these, and an objective of at most `at_most`."""
+
+    taken: tuple[Strategy, ...]
+    at_most: int
+
+    def admits(self, strategy: Strategy, value: int) -> bool:
+        """Whether a strategy with this objective is one of those that are looked for."""
+        return value <= self.at_most and all(strategy.degrees != other.degrees for other in self.taken)
+
+
 class Loop:
     """One run of the loop on one problem."""
 
     def __init__(
-        self, problem: Problem, limits: SearchLimits, on_progress: Callable[[Progress], None], utopia: Utopia | None
+        self,
+        problem: Problem,
+        limits: SearchLimits,
+        on_progress: Callable[[Progress], None],
+        utopia: Utopia | None,
+        beyond: Beyond | None = None,
     ) -> None:
+        self.beyond = beyond
         self.started = time.monotonic()
         self.problem, self.limits, self.on_progress, self.utopia = problem, limits, on_progress, utopia
         self.deadline = self.started + (limits.time_s if limits.time_s is not None else 10**9)
@@ -112,7 +130,8 @@ class Loop:
     def _start(self, shapes: list[tuple[int, int, int, int]]) -> None:
         """Incumbent from closed-form scores."""
         begun = time.monotonic()
-        scores = Scores(self.leaves, self.outcome.domains, self.bounds, self.utopia)
+        admits = None if self.beyond is None else self.beyond.admits
+        scores = Scores(self.leaves, self.outcome.domains, self.bounds, self.utopia, admits)
         strategy = find_incumbent(scores, shapes)
         if strategy is not None:
             self._keep(self._realise(strategy))
@@ -188,7 +207,11 @@ class Loop:
         begun = time.monotonic()
         best = self.outcome.best
         upper = best.value if best is not None else None
+        if self.beyond is not None:
+            upper = self.beyond.at_most if upper is None else min(upper, self.beyond.at_most)
         program = Program(self.leaves, self.outcome.domains, self.bounds, self.utopia, upper)
+        if self.beyond is not None:
+            program.forbid(self.beyond.taken)
         if best is not None:
             program.hint(best.strategy)
         self.outcome.bound = max(self.outcome.bound, program.root_bound)
@@ -206,6 +229,8 @@ class Loop:
     def _keep(self, realised: Realised) -> None:
         best = self.outcome.best
         if realised.violations:
+            return
+        if self.beyond is not None and not self.beyond.admits(realised.strategy, realised.value):
             return
         key = (realised.value, realised.strategy.sort_key)
         if best is None or key < (best.value, best.strategy.sort_key):

@@ -104,6 +104,11 @@ class Program:
                 model.add(self.objective >= cut.value).only_enforce_if(reached)
                 model.add_bool_or([reached, *differs])
 
+    def forbid(self, strategies: tuple[Strategy, ...]) -> None:
+        """Exclude the degrees of these strategies, whatever their knobs."""
+        for strategy in strategies:
+            self.model.add_bool_or(self.degrees.other_degrees_than(strategy))
+
     def _shares(self) -> None:
         """Redundant bounds of the objective by the tables' shares.
 

@@ -12,6 +12,7 @@ from solver.search.assemble import assemble
 from solver.search.explain import reasons_for_none
 from solver.search.loop import Loop, Outcome, Progress
 from solver.search.program import SearchLimits
+from solver.search.ties import TieFinder
 from solver.specs.problem import Objective, Problem
 
 DEFAULT_WORKERS = 1
@@ -27,6 +28,8 @@ class SearchOptions:
     seed: int = 0
     time_limit_s: float | None = None
     """Absent means until proved."""
+    ties: int = 0
+    """Look for so many strategies that the cost model cannot tell from the winner."""
 
 
 def search(problem: Problem, options: SearchOptions, on_progress: Callable[[Progress], None]) -> Plan | NoPlan:
@@ -46,7 +49,11 @@ def search(problem: Problem, options: SearchOptions, on_progress: Callable[[Prog
     outcome = Loop(problem, _left(limits, started), on_progress, utopia).run()
     if outcome.best is None:
         return _none(problem, outcome, started)
-    return assemble(problem, outcome, limits, utopia, time.monotonic() - started)
+    plan = assemble(problem, outcome, limits, utopia, time.monotonic() - started)
+    if options.ties and plan.status == "OPTIMAL":
+        finder = TieFinder(problem, utopia, on_progress)
+        plan = plan.model_copy(update={"ties": finder.find(outcome.best, options.ties, lambda: _left(limits, started))})
+    return plan
 
 
 def _left(limits: SearchLimits, started: float) -> SearchLimits:

@@ -1,0 +1,67 @@
+"""Honest ties: strategies of other degrees that the calibration's error does not tell from the winner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from solver.cost.metrics import Utopia, natural_value
+from solver.plan import PlannedStrategy, Tie, Ties
+from solver.search.loop import Beyond, Loop, Progress
+from solver.search.program import SearchLimits
+from solver.search.realise import Realised
+from solver.specs.calibration import Calibration
+from solver.specs.problem import ObjectiveName, Problem
+
+UNFITTED_BAND_PERCENT = 25.0
+"""Error that is assumed of a calibration that was never compared with measurements: that of planners in the field."""
+
+
+def error_band(calibration: Calibration, objective: ObjectiveName) -> tuple[float, str]:
+    """Median error in percent that is expected of this objective, and where that number comes from."""
+    error = calibration.error
+    if error is not None:
+        percent = error.unseen.ttft_median if objective == "ttft" else error.unseen.tpot_median
+        if percent is not None:
+            what = "TTFT" if objective == "ttft" else "TPOT"
+            return percent, (
+                f"median {what} error of calibration {calibration.name!r} on {error.rows:,} deployments, "
+                f"cross-validated ({error.left_out} left out)"
+            )
+    return UNFITTED_BAND_PERCENT, (
+        f"assumed: calibration {calibration.name!r} was never compared with measured deployments"
+    )
+
+
+@dataclass(frozen=True)
+class TieFinder:
+    """Solves again and again, each time without the degrees found so far and with the band's edge as a bound."""
+
+    problem: Problem
+    utopia: Utopia | None
+    on_progress: Callable[[Progress], None]
+
+    def find(self, best: Realised, most: int, limits: Callable[[], SearchLimits]) -> Ties:
+        """At most `most` strategies within the band, best first."""
+        objective = self.problem.objective.name
+        percent, source = error_band(self.problem.calibration, objective)
+        at_most = best.value + int(best.value * percent / 100)
+        taken, tied = [best.strategy], list[Tie]()
+        complete = False
+        while len(tied) < most:
+            beyond = Beyond(tuple(taken), at_most)
+            outcome = Loop(self.problem, limits(), self.on_progress, self.utopia, beyond).run()
+            if outcome.status != "OPTIMAL" or outcome.best is None:
+                complete = outcome.status == "INFEASIBLE"
+                break
+            found = outcome.best
+            taken.append(found.strategy)
+            tied.append(
+                Tie(
+                    strategy=PlannedStrategy.of(found.strategy),
+                    value=found.value,
+                    objective=natural_value(objective, found.value, self.problem.workload.osl),
+                    gpus=found.figures.gpus,
+                )
+            )
+        return Ties(band_percent=percent, at_most=at_most, source=source, tied=tuple(tied), complete=complete)
