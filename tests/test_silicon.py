@@ -309,7 +309,7 @@ def real() -> Iterator[Operators]:
     """Measured H200 operators."""
     pytest.importorskip("aiconfigurator_core")
     tables_of.cache_clear()
-    yield asked("silicon", llm="deepseek-v3")
+    yield asked("silicon:h200_sxm/sglang", llm="deepseek-v3")
     tables_of.cache_clear()
 
 
