@@ -10,6 +10,9 @@ from solver.plan import OperatorSource
 from solver.specs.problem import Problem
 from solver.strategy import Strategy, packing_of
 
+NEVER_MEASURED = ("embedding", "pipeline hops", "host work")
+"""What no table of operators has."""
+
 
 def operator_sources(problem: Problem, strategy: Strategy, blocks: Blocks) -> tuple[OperatorSource, ...]:
     """Sources of every operator that this strategy's metrics add up; one entry for all of them without measurements.
@@ -32,9 +35,14 @@ def source_notes(problem: Problem, sources: tuple[OperatorSource, ...]) -> tuple
     for entry in sources:
         by_source.setdefault(entry.source, []).append(entry.operator)
     analytic = analytic_source(problem)
-    notes = [
-        f"Measured ({source}): {', '.join(operators)}." for source, operators in by_source.items() if source != analytic
-    ]
-    formulas = [*by_source.get(analytic, []), "embedding", "pipeline hops", "host work"]
-    notes.append(f"Not measured, priced by formulas ({analytic}): {', '.join(formulas)}.")
+    formulas = by_source.pop(analytic, [])
+    notes = [f"Measured ({source}): {', '.join(operators)}." for source, operators in by_source.items()]
+    never = (*formulas, *NEVER_MEASURED)
+    notes.append(f"Not measured, priced by formulas ({analytic}): {', '.join(never)}.")
+    if formulas:
+        notes.append(
+            f"The formulas stand in for measurements of {', '.join(formulas)} in this strategy; they may flatter it "
+            f"against strategies that were measured. --engine {problem.operators.backend} leaves out what that engine "
+            "cannot launch, and so was not measured."
+        )
     return tuple(notes)

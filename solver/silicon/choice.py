@@ -20,11 +20,21 @@ from solver.specs.llm import Llm
 from solver.specs.operators import Operators
 from solver.specs.problem import Engine
 
-SYSTEM_OF_GPU = {"a100": "a100_sxm", "b200": "b200_sxm", "gb200": "gb200", "h100": "h100_sxm", "h200": "h200_sxm"}
+SYSTEM_OF_GPU = {
+    "a100": "a100_sxm",
+    "b200": "b200_sxm",
+    "b300": "b300_sxm",
+    "gb200": "gb200",
+    "gb300": "gb300",
+    "h100": "h100_sxm",
+    "h200": "h200_sxm",
+    "l40s": "l40s",
+    "rtx-pro-6000": "rtx_pro_6000_server",
+}
 """Catalog GPU -> measured system. The H800 is absent on purpose: it shares the H100's kernels but not its NVLink."""
-BACKENDS = ("sglang", "trtllm", "vllm")
-"""Measured engines; the first that a system has answers for the profiles ``any`` and ``megatron``. SGLang leads because
-its tables cover most operators (expert exchange up to 64 ranks among them)."""
+BACKENDS = ("trtllm", "sglang", "vllm")
+"""Measured engines; the first that a system has answers for the profiles ``any`` and ``megatron``. TensorRT-LLM leads:
+its grouped GEMMs fall with expert parallelism as their bytes and FLOP do, those of the others hardly do."""
 FORM = "analytic, silicon, or silicon:SYSTEM[/BACKEND[/VERSION]]"
 
 GEMM_OF_DTYPE = {

@@ -98,9 +98,7 @@ class Tables:
         if database is None:
             raise unknown_tables(system, backend, version)
         node = database.system_spec["node"]
-        self.wiring = Wiring(
-            int(node["num_gpus_per_node"]), float(node["intra_node_bw"]), float(node["inter_node_bw"])
-        )
+        self.wiring = Wiring(int(node["num_gpus_per_node"]), float(node["intra_node_bw"]), float(node["inter_node_bw"]))
         self._engine: _Engine = EngineHandle.for_database(database)
         self._json: dict[Operator, str | None] = {}
         self._ns: dict[Operator, dict[Shape, float]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import numpy as np
@@ -115,7 +115,7 @@ class SiliconTimes:
 
         return _each(price, attn_tp, batch, context)
 
-    def _first(self, operators: tuple[Operator, ...], shape: Shape) -> float:
+    def _first(self, operators: Iterable[Operator], shape: Shape) -> float:
         """The first of some kernels that was measured at a shape."""
         found = (self._tables.ns(operator, shape) for operator in operators)
         return next((ns for ns in found if not math.isnan(ns)), math.nan)
@@ -208,7 +208,7 @@ class SiliconTimes:
 
     def _exchange(self, name: str, step: str, ranks: int, shape: Shape) -> float:
         assert self.llm.moe is not None
-        kinds = tuple(
+        kinds = (
             Operator.of(
                 "MoEAllToAll", phase=step, comm_backend=name, comm_dtype=dtype, hidden_size=self.llm.hidden_size,
                 topk=self.llm.moe.top_k, num_experts=self.llm.moe.num_experts, moe_ep_size=ranks,
