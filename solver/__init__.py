@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from solver.audit import AuditReport, Claims
     from solver.errors import (
         CatalogError,
+        ExportError,
         OutputError,
         PlanError,
         SolverError,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         UnitError,
         UnknownArchitectureError,
     )
+    from solver.export import Export, ExportOptions, export
     from solver.plan import Evaluation, GpuRecord, NoPlan, Plan
     from solver.specs.hardware import Cluster, Gpu
     from solver.specs.llm import Llm
@@ -37,6 +39,9 @@ __all__ = [
     "Claims",
     "Cluster",
     "Evaluation",
+    "Export",
+    "ExportError",
+    "ExportOptions",
     "Gpu",
     "GpuRecord",
     "Llm",
@@ -60,6 +65,7 @@ __all__ = [
     "Workload",
     "check",
     "evaluate",
+    "export",
     "parse_label",
     "placement",
     "reference_problem",
@@ -73,6 +79,7 @@ _NAMES_OF_MODULE = {
     "solver.audit": ("AuditReport", "Claims"),
     "solver.errors": (
         "CatalogError",
+        "ExportError",
         "OutputError",
         "PlanError",
         "SolverError",
@@ -81,6 +88,7 @@ _NAMES_OF_MODULE = {
         "UnitError",
         "UnknownArchitectureError",
     ),
+    "solver.export": ("Export", "ExportOptions", "export"),
     "solver.plan": ("Evaluation", "GpuRecord", "NoPlan", "Plan"),
     "solver.specs.hardware": ("Cluster", "Gpu"),
     "solver.specs.llm": ("Llm",),

@@ -121,7 +121,7 @@ def test_small_instances_share_a_domain() -> None:
 def test_gpus_left_over_in_a_domain_stay_idle() -> None:
     # TP 3 in domains of 8: two instances a domain, GPUs 6 and 7 idle.
     packing = Packing("tp-dp-pp", 8, tp=3, dp=1, pp=1)
-    assert (packing.instances_per_domain, packing.domains(3), packing.is_aligned) == (2, 2, False)
+    assert (packing.instances_per_domain, packing.domains(3), packing.is_launchable(8)) == (2, 2, True)
     assert [packing.gpu(r, 0, 0, 0) for r in range(3)] == [0, 3, 8]
 
 
@@ -143,10 +143,15 @@ def test_the_mesh_order_decides_what_stays_inside() -> None:
 
 
 def test_alignment() -> None:
-    assert Packing("tp-dp-pp", 8, tp=2, dp=4, pp=3).is_aligned  # whole domains
-    assert Packing("tp-dp-pp", 8, tp=8, dp=3, pp=1).is_aligned
-    assert not Packing("tp-dp-pp", 8, tp=2, dp=3, pp=1).is_aligned  # 6 of 8
-    assert not Packing("tp-dp-pp", 8, tp=2, dp=6, pp=1).is_aligned  # 12 of 16
+    assert Packing("tp-dp-pp", 8, tp=2, dp=4, pp=3).is_launchable(8)  # whole domains
+    assert Packing("tp-dp-pp", 8, tp=8, dp=3, pp=1).is_launchable(8)
+    assert Packing("tp-dp-pp", 8, tp=2, dp=3, pp=1).is_launchable(8)  # 6 of 8, on one node
+    assert not Packing("tp-dp-pp", 8, tp=2, dp=6, pp=1).is_launchable(8)  # 12 of 16
+    # Domains of 72 in nodes of 4: sixteen ranks are four nodes; six are one and a half.
+    assert Packing("tp-dp-pp", 72, tp=4, dp=4, pp=1).is_launchable(4)
+    assert not Packing("tp-dp-pp", 72, tp=2, dp=3, pp=1).is_launchable(4)
+    # An instance of 12 is three nodes, but its stages of 6 are not whole nodes.
+    assert not Packing("tp-dp-pp", 72, tp=2, dp=3, pp=2).is_launchable(4)
 
 
 @pytest.mark.parametrize("seed", range(40))
