@@ -150,7 +150,9 @@ class Tally:
         return int(bool(self.failures))
 
 
-def batch(checks: Path, program: str, lines: list[dict[str, object]], tally: Tally, what: str) -> list[dict[str, object]]:
+def batch(
+    checks: Path, program: str, lines: list[dict[str, object]], tally: Tally, what: str
+) -> list[dict[str, object]]:
     """Run a batch checker of the environment on command lines; its answers in order."""
     if not lines:
         return []
@@ -191,10 +193,16 @@ def check_megatron(checks: Path, plan: Plan, folder: Path, tally: Tally, name: s
             [str(checks / "venv/bin/python"), "mcore_check.py", json.dumps(spec)],
             cwd=checks, capture_output=True, text=True, check=False,
         )  # fmt: skip
-        answer = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {"ok": False, "msg": done.stderr[-300:]}
+        answer = (
+            json.loads(done.stdout.splitlines()[-1])
+            if done.stdout.strip()
+            else {"ok": False, "msg": done.stderr[-300:]}
+        )
         wanted = launchers.megatron_groups(plan, rank)
         wrong = {key: (answer.get(key), ranks) for key, ranks in wanted.items() if answer.get(key) != ranks}
-        tally.add("Megatron groups", bool(answer["ok"]) and not wrong, f"{name} rank {rank}: {answer.get('msg')} {wrong}")
+        tally.add(
+            "Megatron groups", bool(answer["ok"]) and not wrong, f"{name} rank {rank}: {answer.get('msg')} {wrong}"
+        )
 
 
 def main() -> int:
@@ -256,7 +264,9 @@ def main() -> int:
                 [str(checks / "venv/bin/python"), str(checks / "trtllm_check.py"), "trtllm.yaml", *sizes],
                 cwd=folder, capture_output=True, text=True, check=False,
             )  # fmt: skip
-            tally.add("TensorRT-LLM YAML (lint)", done.returncode == 0, f"{case.name}: {done.stdout}{done.stderr[-300:]}")
+            tally.add(
+                "TensorRT-LLM YAML (lint)", done.returncode == 0, f"{case.name}: {done.stdout}{done.stderr[-300:]}"
+            )
     if manifests:
         crds = f"{checks.parent / 'crds/lws.yaml'},{checks.parent / 'crds/dgd.yaml'}"
         done = subprocess.run(

@@ -62,7 +62,6 @@ RULES: dict[str, str] = {
     "engine-sglang-dispatch": "SGLang's all-to-all backends force ep = tp, so all_to_all needs moe_tp = 1",
     "engine-slots": "the engine needs (experts + redundant) % moe_ep = 0",
     "engine-trtllm-dp": "TensorRT-LLM's attention DP is all or nothing: attn_dp is 1 or the whole stage",
-    "engine-megatron-redundancy": "Megatron cannot replicate experts",
     "engine-overlap": "the engine has no two-batch overlap",
     "engine-phases": "the engine has one expert backend (SGLang also one overlap switch) for decode and prefill",
     "engine-exchange-dp": "vLLM and TensorRT-LLM exchange tokens by all-to-all only with attn_dp > 1",
@@ -405,11 +404,8 @@ def moe_ep_violations(problem: Problem, moe_ep: int) -> Iterator[Violation]:
     if wants_map(problem) and moe_ep > 1 and not can_place_experts(engine, problem.llm):
         yield Violation(
             "engine-expert-map",
-            f"{engine} holds the experts of {problem.llm.name} in order and once: no loads, no redundancy",
-        )
-    if engine == "megatron" and problem.redundant_experts:
-        yield Violation(
-            "engine-megatron-redundancy", f"megatron cannot hold {problem.redundant_experts} redundant experts"
+            f"{engine} holds the experts of {problem.llm.name} in order and once, on moe_ep = {moe_ep} ranks: "
+            f"no measured loads and no redundant experts ({problem.redundant_experts})",
         )
 
 
@@ -601,8 +597,9 @@ def engine_violations(problem: Problem, strategy: Strategy) -> Iterator[Violatio
     if decode != prefill:
         yield Violation(
             "engine-phases",
-            f"{engine} has one switch for both phases, decode has {' with overlap = '.join(map(str, decode))}, prefill "
-            f"{' with overlap = '.join(map(str, prefill))}",
+            f"{engine} has one expert backend for both phases of its moe_ep = {strategy.moe_ep} ranks, not "
+            f"{' with overlap = '.join(map(str, decode))} in decode and "
+            f"{' with overlap = '.join(map(str, prefill))} in prefill",
         )
     if engine == "vllm" and strategy.pp > 1 and problem.llm.is_moe and wants_map(problem):
         yield Violation(

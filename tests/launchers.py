@@ -135,11 +135,11 @@ def linear(experts: int, ranks: int) -> list[list[int]]:
     return [list(range(starts[rank], starts[rank + 1])) for rank in range(ranks)]
 
 
-# --- launchers ---------------------------------------------------------------------------------------------------------
+# --- launchers --------------------------------------------------------------------------------------------------------
 
 
 def vllm_shards(plan: Plan, folder: Path) -> Iterator[tuple[Place, Shard]]:
-    """vLLM 0.33: rank = dp * (PP * TP) + pp * TP + tp; EP rank = dp * TP + tp; without EP the experts are cut by all."""
+    """vLLM 0.33: rank = dp * (PP * TP) + pp * TP + tp; EP rank = dp * TP + tp; without EP all ranks cut the experts."""
     llm = plan.problem.llm
     for replica, instance in enumerate(instances(folder)):
         first = instance.commands[0]
@@ -208,7 +208,10 @@ def sglang_shards(plan: Plan, folder: Path) -> Iterator[tuple[Place, Shard]]:
                     size = len(row) // ep
                     experts.append((layer, tuple(row[moe_ep * size : (moe_ep + 1) * size])))
             attn = (t % (tp // dp), t // (tp // dp))
-            yield place, Shard(replica, p, *attn, *((moe_tp, moe_ep) if llm.is_moe else (0, 0)), split[p], tuple(experts))
+            yield (
+                place,
+                Shard(replica, p, *attn, *((moe_tp, moe_ep) if llm.is_moe else (0, 0)), split[p], tuple(experts)),
+            )
 
 
 def read_yaml(path: Path) -> Any:
@@ -228,7 +231,11 @@ def read_yaml(path: Path) -> Any:
                 items.append(item)
             return items, at
         table: dict[Any, Any] = {}
-        while at < len(lines) and len(lines[at]) - len(lines[at].lstrip()) == indent and not lines[at].lstrip().startswith("- "):
+        while (
+            at < len(lines)
+            and len(lines[at]) - len(lines[at].lstrip()) == indent
+            and not lines[at].lstrip().startswith("- ")
+        ):
             found = re.match(r'^("(?:[^"\\]|\\.)*"|[\w-]+):(.*)$', lines[at].strip())
             assert found, lines[at]
             key: Any = json.loads(found[1]) if found[1].startswith('"') else found[1]
@@ -252,7 +259,9 @@ def trtllm_shards(plan: Plan, folder: Path) -> Iterator[tuple[Place, Shard]]:
     balancer = read_yaml(folder / "moe_load_balancer.yaml") if (folder / "moe_load_balancer.yaml").exists() else None
     digest = re.search(r"plan ([0-9a-f]{12})", (folder / "trtllm.yaml").read_text())
     assert digest
-    for replica, instance in enumerate(sorted(read_scripts(folder), key=lambda c: (c.node, c.env["CUDA_VISIBLE_DEVICES"]))):
+    for replica, instance in enumerate(
+        sorted(read_scripts(folder), key=lambda c: (c.node, c.env["CUDA_VISIBLE_DEVICES"]))
+    ):
         visible = [int(gpu) for gpu in instance.env["CUDA_VISIBLE_DEVICES"].split(",")]
         assert len(visible) == config["gpus_per_node"]
         hosts = instance.env.get("SLURM_HOSTFILE")
@@ -334,7 +343,7 @@ def megatron_groups(plan: Plan, rank: int) -> dict[str, list[int]]:
 ENGINES = {"vllm": vllm_shards, "sglang": sglang_shards, "trtllm": trtllm_shards, "megatron": megatron_shards}
 
 
-# --- rank launchers ----------------------------------------------------------------------------------------------------
+# --- rank launchers ---------------------------------------------------------------------------------------------------
 
 
 def job_places(target: str, folder: Path) -> list[Place]:
@@ -400,8 +409,15 @@ def misplaced(plan: Plan, target: str, folder: Path) -> list[str]:
         keep_experts = any(shard.experts for shard in found.values())
         if not keep_experts:  # experts are not shared out: every rank holds a slice of all of them
             assert plan.strategy.moe_ep == 1
-            wanted = {p: Shard(s.replica, s.stage, s.attn_tp, s.attn_dp, s.moe_tp, s.moe_ep, s.layers) for p, s in wanted.items()}
-        wrong = [f"{place}: {found.get(place)} instead of {shard}" for place, shard in wanted.items() if found.get(place) != shard]
+            wanted = {
+                p: Shard(s.replica, s.stage, s.attn_tp, s.attn_dp, s.moe_tp, s.moe_ep, s.layers)
+                for p, s in wanted.items()
+            }
+        wrong = [
+            f"{place}: {found.get(place)} instead of {shard}"
+            for place, shard in wanted.items()
+            if found.get(place) != shard
+        ]
         return wrong + [f"{place} is not in the plan" for place in found.keys() - wanted.keys()]
     places = torchrun_places(folder) if target == "torchrun" else job_places(target, folder)
     return _misplaced_ranks(plan, wanted, places, on_cluster=target == "ray")

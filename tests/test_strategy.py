@@ -232,23 +232,51 @@ BROKEN: dict[str, tuple[Strategy, dict[str, Any]]] = {
         Strategy(attn_dp=2, moe_ep=2, pp=2, batch=4, mesh_order="tp-pp-dp"),
         {"engine": "sglang", "cluster": small_cluster(16, 4)},
     ),
-    # Stages of 3 ranks leave a gap in a domain of 4.
-    "engine-alignment": (Strategy(attn_dp=3, moe_ep=3, batch=3), {"engine": "vllm"}),
+    # A stage of 6 ranks takes two domains of 4: half of its second node is not its own.
+    "engine-alignment": (Strategy(attn_dp=6, moe_ep=6, batch=2), {"engine": "vllm"}),
     "engine-vllm-moe": (Strategy(attn_tp=4, moe_tp=2, moe_ep=2, **EIGHT), {"engine": "vllm"}),
     "engine-sglang-dispatch": (
-        Strategy(attn_dp=4, moe_tp=2, moe_ep=2, batch=2, decode_dispatch="all_to_all"),
+        Strategy(attn_dp=4, moe_tp=2, moe_ep=2, batch=2, decode_dispatch="all_to_all", prefill_dispatch="all_to_all"),
         {"engine": "sglang"},
     ),
     # 8 experts on 3 ranks.
     "engine-slots": (Strategy(attn_dp=3, moe_ep=3, batch=3), {"engine": "sglang"}),
     "engine-trtllm-dp": (Strategy(attn_tp=2, attn_dp=2, moe_ep=4, batch=4), {"engine": "trtllm"}),
-    "engine-megatron-redundancy": (
-        Strategy(attn_dp=2, moe_ep=2, batch=4),
-        {"engine": "megatron", "redundant_experts": 2},
-    ),
+    "engine-expert-map": (Strategy(attn_dp=2, moe_ep=2, batch=4), {"engine": "megatron", "redundant_experts": 2}),
     "engine-overlap": (
-        Strategy(attn_dp=2, moe_ep=2, batch=4, decode_dispatch="all_to_all", decode_overlap=True),
+        Strategy(
+            attn_dp=2,
+            moe_ep=2,
+            batch=4,
+            decode_dispatch="all_to_all",
+            decode_overlap=True,
+            prefill_dispatch="all_to_all",
+        ),
         {"engine": "megatron"},
+    ),
+    # SGLang has one switch for two-batch overlap: on in decode and off in prefill cannot be said.
+    "engine-phases": (
+        Strategy(
+            attn_dp=2,
+            moe_ep=2,
+            batch=4,
+            decode_dispatch="all_to_all",
+            decode_overlap=True,
+            prefill_dispatch="all_to_all",
+        ),
+        {"engine": "sglang"},
+    ),
+    "engine-exchange-dp": (
+        Strategy(attn_tp=2, moe_ep=2, batch=8, decode_dispatch="all_to_all", prefill_dispatch="all_to_all"),
+        {"engine": "vllm"},
+    ),
+    # No multi-token-prediction layers that could draft.
+    "engine-speculation": (
+        Strategy(attn_dp=2, moe_ep=2, batch=4),
+        {
+            "engine": "vllm",
+            "workload": small_workload(isl=100, concurrency=8, speculative={"draft": 1, "accepted": 0.5}),
+        },
     ),
 }
 JUDGED_BY_COST = {"memory", "slo-ttft", "slo-tpot", "slo-request-latency"}

@@ -133,9 +133,9 @@ def write_folder(path: str, files: Iterable[tuple[str, str, bool]], *, force: bo
     """
     check_folder(path, force=force)
     target = Path(path).resolve()
-    if target.is_dir() and any(target.iterdir()):
-        if not (target / "README.md").is_file() or target in (Path.cwd(), *Path.cwd().parents):
-            raise OutputError(f"--out {path!r} does not look like an export (it has no README.md); name another folder")
+    foreign = not (target / "README.md").is_file() or target in (Path.cwd(), *Path.cwd().parents)
+    if foreign and target.is_dir() and any(target.iterdir()):
+        raise OutputError(f"--out {path!r} does not look like an export (it has no README.md); name another folder")
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
     replaced = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.old")
     try:
