@@ -270,7 +270,7 @@ def main() -> int:
     if manifests:
         crds = f"{checks.parent / 'crds/lws.yaml'},{checks.parent / 'crds/dgd.yaml'}"
         done = subprocess.run(
-            [str(checks / "venv/bin/python"), str(checks / "crd_validate.py"), crds, *map(str, manifests)],
+            [sys.executable, str(checks / "crd_validate.py"), crds, *map(str, manifests)],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         for line in done.stdout.splitlines():

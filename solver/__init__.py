@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from solver.api import SolveOptions, check, evaluate, placement, reference_problem, solve, verify
+    from solver.api import SolveOptions, check, compare, evaluate, placement, reference_problem, solve, verify
     from solver.ask import Ask
     from solver.audit import AuditReport, Claims
     from solver.errors import (
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         UnknownArchitectureError,
     )
     from solver.export import Export, ExportOptions, export
-    from solver.plan import Evaluation, GpuRecord, NoPlan, Plan
+    from solver.plan import Comparison, Evaluation, GpuRecord, NoPlan, Plan
     from solver.specs.hardware import Cluster, Gpu
     from solver.specs.llm import Llm
     from solver.specs.problem import Objective, Pins, Problem, Space
@@ -38,6 +38,7 @@ __all__ = [
     "CatalogError",
     "Claims",
     "Cluster",
+    "Comparison",
     "Evaluation",
     "Export",
     "ExportError",
@@ -64,6 +65,7 @@ __all__ = [
     "Verification",
     "Workload",
     "check",
+    "compare",
     "evaluate",
     "export",
     "parse_label",
@@ -74,7 +76,7 @@ __all__ = [
 ]
 
 _NAMES_OF_MODULE = {
-    "solver.api": ("SolveOptions", "check", "evaluate", "placement", "reference_problem", "solve", "verify"),
+    "solver.api": ("SolveOptions", "check", "compare", "evaluate", "placement", "reference_problem", "solve", "verify"),
     "solver.ask": ("Ask",),
     "solver.audit": ("AuditReport", "Claims"),
     "solver.errors": (
@@ -89,7 +91,7 @@ _NAMES_OF_MODULE = {
         "UnknownArchitectureError",
     ),
     "solver.export": ("Export", "ExportOptions", "export"),
-    "solver.plan": ("Evaluation", "GpuRecord", "NoPlan", "Plan"),
+    "solver.plan": ("Comparison", "Evaluation", "GpuRecord", "NoPlan", "Plan"),
     "solver.specs.hardware": ("Cluster", "Gpu"),
     "solver.specs.llm": ("Llm",),
     "solver.specs.problem": ("Objective", "Pins", "Problem", "Space"),

@@ -228,6 +228,31 @@ class NoPlan(Spec):
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """A deployment that exists beside the best one on as many GPUs."""
+
+    current: Evaluation | None
+    """Absent where the deployment breaks a rule of legality."""
+    broken: str
+    """Which; empty where it breaks none."""
+    optimum: Plan | NoPlan
+
+    @property
+    def gain(self) -> float | None:
+        """How much better the optimum is: 0.25 is a quarter less time, or a quarter more throughput."""
+        if self.current is None or not isinstance(self.optimum, Plan):
+            return None
+        mine, best = self.current.metrics, self.optimum.metrics
+        if self.optimum.objective.sense == "maximise":
+            rate = "efficiency_tokens_per_s_per_gpu" if self.optimum.objective.name == "efficiency" else None
+            name = rate or "throughput_tokens_per_s"
+            return float(getattr(best, name) / getattr(mine, name)) - 1
+        times = {"ttft": "ttft_ns", "tpot": "tpot_ns", "gpus": "gpus_used"}
+        name = times.get(self.optimum.objective.name, "request_latency_ns")
+        return 1 - float(getattr(best, name) / getattr(mine, name))
+
+
+@dataclass(frozen=True)
 class GpuRecord:
     """Everything one GPU holds."""
 

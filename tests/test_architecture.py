@@ -16,7 +16,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"engines", "strategy", "degrees"}),
     frozenset({"certificate", "plan"}),
     frozenset({"cost"}),
-    frozenset({"search", "verify", "audit"}),
+    frozenset({"search", "verify", "audit", "importer"}),
     frozenset({"api", "report", "ask", "export"}),
     frozenset({"cli", "__init__"}),
     frozenset({"__main__"}),
