@@ -41,3 +41,7 @@ class ExportError(SolverError):
 
 class ImportCommandError(SolverError, ValueError):
     """A launch command or file of an engine cannot be read."""
+
+
+class ReportError(SolverError):
+    """A report cannot be drawn; the sentence names the extra to install or the form to write instead."""

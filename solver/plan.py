@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -163,6 +164,11 @@ class Plan(Spec):
             raise PlanError(f"{where}: {one_sentence(error)}") from error
         except RecursionError as error:
             raise PlanError(f"{where}: nested too deeply to be a plan") from error
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the document in its compact JSON form: equal for equal plans however the file is laid out."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def __repr__(self) -> str:
         return (

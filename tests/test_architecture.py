@@ -32,7 +32,14 @@ NEIGHBOURS = frozenset(
     }
 )
 """(importer, imported) on one floor."""
-ROOM_OF_LIBRARY = {"ortools": "search", "typer": "cli", "rich": "report", "tomllib": "specs"}
+ROOM_OF_LIBRARY = {
+    "ortools": "search",
+    "typer": "cli",
+    "rich": "report",
+    "tomllib": "specs",
+    "matplotlib": "report",
+    "yaml": "importer",
+}
 ALSO = {"rich": {"cli"}}
 """Further rooms that may import a library."""
 

@@ -1,4 +1,4 @@
-"""Commands that put a plan to work: export."""
+"""Commands that put a plan to work: export, report."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from solver.cli.files import check_folder, read_text, write_folder
+from solver.cli.files import STANDARD, check_folder, check_out, read_text, write_folder, write_out
 from solver.cli.plans import read_plan
-from solver.errors import ExportError
+from solver.errors import ExportError, ReportError
 
 MAX_HOSTS_BYTES = 8 * 2**20
 
@@ -58,6 +58,33 @@ def export(
     typer.echo(f"{len(result.files)} files of plan {result.digest[:12]} written to {out}", err=True)
     for note in result.notes:
         typer.echo(f"note: {note}", err=True)
+
+
+def report(
+    plan: PlanFile,
+    out: Annotated[
+        str, typer.Option(metavar="FILE", help="report.html or report.md; - is Markdown on stdout.", show_default=False)
+    ],
+    compare: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="A strategy to compare with, as EP64-TP8-PP2-DP2.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """A plan as a report: one HTML page that needs no network, or Markdown."""
+    check_out(out, force=force)
+    from solver import api
+    from solver.export import TARGETS
+    from solver.report.html import html_page
+    from solver.report.markdown import markdown
+    from solver.report.sections import document_of
+
+    if out != STANDARD and not out.lower().endswith((".html", ".md")):
+        raise ReportError(f"--out {out[:80]!r}: end it with .html or .md")
+    document = read_plan(plan)
+    reference = None if compare is None else api.evaluate(document.problem, compare)
+    pages = document_of(document, api.verify(document), tuple(TARGETS), reference)
+    text = html_page(pages, document) if out.lower().endswith(".html") else markdown(pages)
+    write_out(out, [text], force=force)
 
 
 def read_hosts(text: str, where: str) -> tuple[str, ...]:

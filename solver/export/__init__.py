@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from solver.errors import ExportError
 from solver.export import kubernetes, megatron, mpi, ranks, ray, sglang, slurm, torchrun, trtllm, vllm
-from solver.export.deployment import Deployment, Pool, instances_of, plan_digest
+from solver.export.deployment import Deployment, Pool, instances_of
 from solver.export.files import ExportFile
 from solver.export.weights import weights_of
 from solver.plan import Plan
@@ -15,7 +15,15 @@ from solver.specs.problem import Engine
 from solver.strategy import violations
 from solver.verify import verify
 
-__all__ = ["ENGINE_OF_TARGET", "TARGETS", "Export", "ExportFile", "ExportOptions", "deployment_of", "export"]
+__all__ = [
+    "ENGINE_OF_TARGET",
+    "TARGETS",
+    "Export",
+    "ExportFile",
+    "ExportOptions",
+    "deployment_of",
+    "export",
+]
 
 TARGETS: Mapping[str, Callable[[Deployment], list[ExportFile]]] = {
     "vllm": vllm.files,
@@ -114,7 +122,7 @@ def deployment_of(plan: Plan, target: str, options: ExportOptions) -> Deployment
         )
     return Deployment(
         engine=engine,
-        digest=plan_digest(plan),
+        digest=plan.digest,
         label=plan.strategy.full_label,
         pools=(Pool("both", plan.problem, strategy, plan.placement),),
         instances=instances,

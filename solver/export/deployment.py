@@ -6,7 +6,6 @@ own arithmetic (:data:`ORDER_OF_LAUNCHER`). Everything that a target writes is d
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -205,11 +204,6 @@ class Deployment:
         """A port that no other instance on the same nodes uses; instances take blocks of ten."""
         on_node = [other.replica for other, _ in self.shares_of(instance.shares[0].node)]
         return self.port + 10 * on_node.index(instance.replica) + offset
-
-
-def plan_digest(plan: Plan) -> str:
-    """SHA-256 of the plan document in its compact JSON form: equal for equal plans however the file is laid out."""
-    return hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
 
 
 def launcher_rank(order: MeshOrder, strategy: Strategy, record: GpuRecord) -> int:
