@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from solver.cost.layers import Blocks, PhaseTimes
 from solver.cost.leaves import PPM, Leaves, as_ints
 from solver.cost.machine import Phase
-from solver.cost.metrics import Figures, evaluate_times
+from solver.cost.metrics import Figures, evaluate_times, objective_value
 from solver.plan import Plan
 from solver.specs.llm import LayerKind
 from solver.specs.problem import Problem
@@ -19,16 +19,18 @@ PERFECT = PPM
 
 @dataclass(frozen=True)
 class Advice:
-    """One possible change: what it is, and the metric before and after it."""
+    """One possible change: what it is, and the objective's integer (smaller is better) before and after it."""
 
     what: str
-    before: float
-    after: float
+    before: int
+    after: int
+    latency_ns: int
+    """Request latency with the change."""
     remark: str = ""
 
     @property
     def gain(self) -> float:
-        """Share of the time that the change saves; negative when it costs."""
+        """Share of the objective that the change saves (of the time per token for rates); negative when it costs."""
         return 1 - self.after / self.before if self.before else 0.0
 
 
@@ -109,16 +111,23 @@ def figures(problem: Problem, strategy: Strategy, blocks: Blocks) -> Figures:
     return evaluate_times(Leaves(problem), strategy, packing_of(problem, strategy), blocks)
 
 
+def _price(plan: Plan, figures_: Figures) -> int:
+    """The objective integer; the request latency where the objective is weighted or counts GPUs."""
+    name = plan.objective.name
+    return objective_value("latency" if name in ("weighted", "gpus") else name, figures_)
+
+
 def recommendations(plan: Plan) -> list[Advice]:
     """Changes to knobs, formats and balance, each priced by the cost model with everything else as planned."""
     problem, strategy, blocks = plan.problem, plan.strategy.strategy(), blocks_of(plan)
-    before = figures(problem, strategy, blocks).request_latency_ns
+    before = _price(plan, figures(problem, strategy, blocks))
     found: list[Advice] = []
 
     def price(what: str, changed: Strategy, remark: str = "") -> None:
         if changed == strategy or violations(problem.model_copy(update={"pins": type(problem.pins)()}), changed):
             return
-        found.append(Advice(what, before, figures(problem, changed, blocks).request_latency_ns, remark))
+        then = figures(problem, changed, blocks)
+        found.append(Advice(what, before, _price(plan, then), then.request_latency_ns, remark))
 
     for phase in ("decode", "prefill"):
         overlap = getattr(strategy, f"{phase}_overlap")
@@ -143,21 +152,29 @@ def recommendations(plan: Plan) -> list[Advice]:
     return sorted(found, key=lambda advice: -advice.gain)
 
 
-def _on_experts(plan: Plan, before: float) -> list[Advice]:
+def _on_experts(plan: Plan, before: int) -> list[Advice]:
     """Compression of the exchange, and what perfect balance of the experts could bring at most."""
     problem, strategy, blocks = plan.problem, plan.strategy.strategy(), blocks_of(plan)
     found = []
     dtypes = problem.llm.dtypes
     if dtypes.dispatch not in ("fp8", "int8") and "fp8" in problem.cluster.gpu.peak and strategy.moe_ep > 1:
         llm = problem.llm.model_copy(update={"dtypes": dtypes.model_copy(update={"dispatch": "fp8"})})
-        after = figures(problem.model_copy(update={"llm": llm}), strategy, blocks).request_latency_ns
+        then = figures(problem.model_copy(update={"llm": llm}), strategy, blocks)
         found.append(
-            Advice("Compress dispatched tokens to fp8", before, after, f"now {dtypes.dispatch}; costs accuracy")
+            Advice(
+                "Compress dispatched tokens to fp8",
+                before,
+                _price(plan, then),
+                then.request_latency_ns,
+                f"now {dtypes.dispatch}; costs accuracy",
+            )
         )
     if blocks.lambda_ppm > PERFECT:
-        after = figures(problem, strategy, replace(blocks, lambda_ppm=PERFECT)).request_latency_ns
+        then = figures(problem, strategy, replace(blocks, lambda_ppm=PERFECT))
         remark = (
             f"upper bound of what redundant experts can gain; the busiest rank now has {blocks.lambda_ppm / PPM:.3f} x"
         )
-        found.append(Advice("Perfect balance of the experts", before, after, remark))
+        found.append(
+            Advice("Perfect balance of the experts", before, _price(plan, then), then.request_latency_ns, remark)
+        )
     return found

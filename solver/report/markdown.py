@@ -7,11 +7,11 @@ from solver.report.document import Block, Bullets, Chart, Document, Grid, Paragr
 
 def markdown(document: Document) -> str:
     """The whole document; charts are left out (their numbers are in the tables)."""
-    lines = [f"# {document.title}", "", f"`{document.subtitle}`", ""]
+    lines = [f"# {_escaped(document.title)}", "", f"`{document.subtitle}`", ""]
     for section in document.sections:
         if section.blocks and all(isinstance(block, Chart) for block in section.blocks):
             continue
-        lines += [f"{'#' * section.level} {section.title}", ""]
+        lines += [f"{'#' * section.level} {_escaped(section.title)}", ""]
         for block in section.blocks:
             lines += [*_block(block), ""] if not isinstance(block, Chart) else []
     return "\n".join(lines).rstrip() + "\n"

@@ -289,13 +289,16 @@ def _phase(plan: Plan, phase: str) -> tuple[str, ...]:
 
 def _recommendations(plan: Plan) -> list[Block]:
     rows = tuple(
-        (a.what, f"{a.gain:+.2%}", short_ns(a.after), a.remark or ("worth it" if a.gain > 0 else "leave as it is"))
+        (a.what, f"{a.gain:+.2%}", short_ns(a.latency_ns), a.remark or ("worth it" if a.gain > 0 else "leave as it is"))
         for a in recommendations(plan)
     )
     if not rows:
         return [Paragraph("No single knob, format or balance is left to change.")]
+    name = plan.objective.name
+    measure = {"throughput": "time per token", "efficiency": "GPU time per token"}.get(name, name)
+    measure = "request latency" if name in ("latency", "weighted", "gpus") else measure
     note = (
-        "Share of the request latency that the change alone would save under the cost model, all else as planned; "
+        f"What the change alone would save of the {measure} under the cost model, all else as planned; "
         "negative: it would cost. A positive one is outside of the objective, the limits or the space of the search."
     )
     return [Grid(("Change", "Saves", "Request latency then", "Remark"), rows, note)]
