@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         UnitError,
         UnknownArchitectureError,
     )
-    from solver.export import Export, ExportOptions, export
+    from solver.export import Export, ExportOptions, bench_script, export
     from solver.plan import Comparison, Evaluation, GpuRecord, NoPlan, Plan
     from solver.specs.hardware import Cluster, Gpu
     from solver.specs.llm import Llm
@@ -64,6 +64,7 @@ __all__ = [
     "UnknownArchitectureError",
     "Verification",
     "Workload",
+    "bench_script",
     "check",
     "compare",
     "evaluate",
@@ -90,7 +91,7 @@ _NAMES_OF_MODULE = {
         "UnitError",
         "UnknownArchitectureError",
     ),
-    "solver.export": ("Export", "ExportOptions", "export"),
+    "solver.export": ("Export", "ExportOptions", "bench_script", "export"),
     "solver.plan": ("Comparison", "Evaluation", "GpuRecord", "NoPlan", "Plan"),
     "solver.specs.hardware": ("Cluster", "Gpu"),
     "solver.specs.llm": ("Llm",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from command_line import error_line, run
 from plans import build_plan, small_cluster, small_llm, small_problem, small_workload
 
 from solver import ExportError, Plan
-from solver.export import TARGETS, ExportOptions, deployment_of, export
+from solver.export import TARGETS, ExportOptions, bench_script, deployment_of, export
 from solver.plan import expand
 from solver.specs.workload import Workload
 from solver.strategy import Strategy, violations
@@ -236,6 +237,31 @@ def test_vllm_pods_start_at_their_rank(tmp_path: Path) -> None:
     manifest = launchers.read_yaml(written(plan, "kubernetes", tmp_path) / "leaderworkerset.yaml")
     worker = manifest["spec"]["leaderWorkerTemplate"]["workerTemplate"]["spec"]["containers"][0]
     assert "--data-parallel-start-rank $((LWS_WORKER_INDEX * 4))" in worker["command"][2]
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+def test_the_benchmark_measures_the_planned_point(engine: str, tmp_path: Path) -> None:
+    plan = made(engine, Strategy(attn_dp=4, moe_ep=4, replicas=2, batch=1), {}, None)
+    launchers.write(bench_script(plan), tmp_path)
+    line = next(row for row in (tmp_path / "bench.sh").read_text().splitlines() if "--random-input-len" in row)
+    command = launchers.Started(0, {}, shlex.split(line))
+    assert (command.option("--random-input-len"), command.option("--random-output-len")) == (100, 16)
+    assert command.option("--max-concurrency") == 4  # eight sequences on two replicas
+    (tmp_path / "result.json").write_text('{"mean_ttft_ms": 12.5, "mean_tpot_ms": 3.25, "output_throughput": 80.0}\n')
+    for _ in range(2):
+        subprocess.run(["python3", "collect.py", "result.json", "out.csv"], cwd=tmp_path, check=True)
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert len(rows) == 2
+    assert (rows[0]["attn_dp"], rows[0]["moe_ep"], rows[0]["gpus"], rows[0]["concurrency"]) == ("4", "4", "4", "4")
+    assert (rows[1]["measured_ttft_ms"], rows[1]["measured_tpot_ms"]) == ("12.5", "3.25")
+
+
+def test_nothing_to_measure_with_is_said() -> None:
+    with pytest.raises(ExportError, match="no serving benchmark"):
+        bench_script(made("megatron", Strategy(batch=8), {}, None))
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

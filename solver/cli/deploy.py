@@ -1,4 +1,4 @@
-"""Commands that put a plan to work: export, report."""
+"""Commands that put a plan to work: export, bench-script, report."""
 
 from __future__ import annotations
 
@@ -49,15 +49,35 @@ def export(
 
     if engine is not None and engine not in ENGINES:
         raise ExportError(f"--engine {engine[:60]!r}: give one of {', '.join(ENGINES)}")
-    if not 1024 <= port <= 60000:
-        raise ExportError(f"--port {port}: give a port from 1024 to 60000")
     names = () if hosts is None else read_hosts(read_text(hosts, MAX_HOSTS_BYTES), hosts)
-    options = ExportOptions(hosts=names, weights=weights, port=port, engine=engine)  # type: ignore[arg-type]
+    options = ExportOptions(hosts=names, weights=weights, port=_port(port), engine=engine)  # type: ignore[arg-type]
     result = export_plan(read_plan(plan), to, options)
     write_folder(out, ((file.path, file.text, file.executable) for file in result.files), force=force)
     typer.echo(f"{len(result.files)} files of plan {result.digest[:12]} written to {out}", err=True)
     for note in result.notes:
         typer.echo(f"note: {note}", err=True)
+
+
+def bench_script(
+    plan: PlanFile,
+    out: Annotated[str, typer.Option(metavar="DIR", help="Write the files to this folder.", show_default=False)],
+    hosts: Annotated[str | None, typer.Option(metavar="FILE", help="Host names, one a line: node 0 first.")] = None,
+    weights: Annotated[str | None, typer.Option(metavar="PATH|NAME", help="As given to export.")] = None,
+    port: Annotated[int, typer.Option(metavar="N", help="As given to export.")] = 30000,
+    force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
+) -> None:
+    """Scripts that measure the deployed plan and append a row of the CSV that calibrate reads.
+
+    They run the engine's own serving benchmark against the first instance that export started.
+    """
+    check_folder(out, force=force)
+    from solver.export import ExportOptions
+    from solver.export import bench_script as make
+
+    names = () if hosts is None else read_hosts(read_text(hosts, MAX_HOSTS_BYTES), hosts)
+    result = make(read_plan(plan), ExportOptions(hosts=names, weights=weights, port=_port(port)))
+    write_folder(out, ((file.path, file.text, file.executable) for file in result.files), force=force)
+    typer.echo(f"{len(result.files)} files of plan {result.digest[:12]} written to {out}", err=True)
 
 
 def report(
@@ -85,6 +105,13 @@ def report(
     pages = document_of(document, api.verify(document), tuple(TARGETS), reference)
     text = html_page(pages, document) if out.lower().endswith(".html") else markdown(pages)
     write_out(out, [text], force=force)
+
+
+def _port(port: int) -> int:
+    """A port with room for the further ports of instances."""
+    if not 1024 <= port <= 60000:
+        raise ExportError(f"--port {port}: give a port from 1024 to 60000")
+    return port
 
 
 def read_hosts(text: str, where: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from solver.errors import ExportError
-from solver.export import kubernetes, megatron, mpi, ranks, ray, sglang, slurm, torchrun, trtllm, vllm
+from solver.export import bench, kubernetes, megatron, mpi, ranks, ray, sglang, slurm, torchrun, trtllm, vllm
 from solver.export.deployment import Deployment, Pool, instances_of
 from solver.export.files import ExportFile
 from solver.export.weights import weights_of
@@ -21,6 +21,7 @@ __all__ = [
     "Export",
     "ExportFile",
     "ExportOptions",
+    "bench_script",
     "deployment_of",
     "export",
 ]
@@ -40,6 +41,8 @@ TARGETS: Mapping[str, Callable[[Deployment], list[ExportFile]]] = {
     "csv": ranks.csv_files,
     "jsonl": ranks.jsonl_files,
 }
+BENCH = "bench"
+"""Not a launcher: the scripts of :func:`bench_script`."""
 ENGINE_OF_TARGET: Mapping[str, Engine] = {
     "vllm": "vllm",
     "sglang": "sglang",
@@ -85,11 +88,28 @@ def export(plan: Plan, target: str, options: ExportOptions | None = None) -> Exp
     """
     if target not in TARGETS:
         raise ExportError(f"unknown target {target[:60]!r}; known: {', '.join(TARGETS)}")
+    return _export(plan, target, TARGETS[target], options or ExportOptions())
+
+
+def bench_script(plan: Plan, options: ExportOptions | None = None) -> Export:
+    """Scripts that measure the deployed plan with the engine's own benchmark and append a row for ``calibrate``.
+
+    Raises
+    ------
+    ExportError
+        The plan's engine has no serving benchmark, or verify convicts the plan.
+    """
+    return _export(plan, BENCH, bench.bench_files, options or ExportOptions())
+
+
+def _export(
+    plan: Plan, target: str, files_of: Callable[[Deployment], list[ExportFile]], options: ExportOptions
+) -> Export:
     verdict = verify(plan)
     if not verdict.ok:
         raise ExportError(f"the plan is not exported, because verify convicts it: {verdict.findings[0]}")
-    deployment = deployment_of(plan, target, options or ExportOptions())
-    files = TARGETS[target](deployment)
+    deployment = deployment_of(plan, target, options)
+    files = files_of(deployment)
     notes = _notes(deployment)
     readme = _readme(deployment, target, files, notes)
     return Export(target, deployment.digest, (*files, ExportFile("README.md", readme)), notes)
