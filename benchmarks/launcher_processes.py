@@ -2,9 +2,9 @@
 
 usage: launcher_processes.py --checks DIR --plans DIR [--ray PYTHON]
 
-DIR of ``--checks`` has ``mpi/fakersh.sh`` (runs "remote" commands here under a pretended node name), ``slurm/up.sh`` and
-``down.sh`` (a controller and two nodes h0 and h1 of eight slots on the loopback). ``--plans`` holds plan documents; those
-of at most two nodes and sixteen GPUs are started. ``--ray`` is a Python with ray.
+DIR of ``--checks`` has ``mpi/fakersh.sh`` (runs "remote" commands here under a pretended node name), ``slurm/up.sh``
+and ``down.sh`` (a controller and two nodes h0 and h1 of eight slots on the loopback). ``--plans`` holds plan documents;
+those of at most two nodes and sixteen GPUs are started. ``--ray`` is a Python with ray.
 
 A line per launcher: plans, processes, misplaced ones. The exit code is 1 when any is.
 """
