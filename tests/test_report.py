@@ -151,6 +151,33 @@ def test_dense_llms_and_markdown_on_stdout(tmp_path: Path) -> None:
     assert run("report", tmp_path / "plan.json", "--out", tmp_path / "r.html").code == 0
 
 
+@pytest.mark.parametrize("columns", [80, 120])
+def test_pictures_fit_the_terminal_and_are_plain(columns: int, tmp_path: Path) -> None:
+    loads = {"source": "test", "counts": [[9, 1, 1, 1, 1, 1, 1, 1]] * 4}
+    workload = small_workload(isl=100, concurrency=8, expert_loads=loads)
+    plan = made(Strategy(attn_dp=4, moe_ep=4, pp=2, micro_batches=2, batch=1), workload=workload)
+    (tmp_path / "plan.json").write_text(plan.model_dump_json())
+    for form in ("tree", "heat"):
+        result = run("placement", tmp_path / "plan.json", "--format", form, columns=columns)
+        assert result.code == 0
+        assert result.out.isascii()
+        assert "\x1b" not in result.out
+        assert max(map(len, result.out.splitlines())) <= columns
+    # Rank 0 holds the expert with 9 of 16 tokens and one more: 10/16 on one of four ranks is 2.5 x the mean.
+    rows = run("placement", tmp_path / "plan.json", "--format", "heat").out.splitlines()[1:-1]
+    assert len(rows) == 4
+    assert all(re.match(r"layer \d +@\.\.\.  2\.500", row) for row in rows)
+
+
+def test_wide_experts_share_cells(tmp_path: Path) -> None:
+    from solver.report.pictures import heat_lines
+
+    plan = made(Strategy(attn_dp=4, moe_ep=4, batch=2))
+    lines = list(heat_lines(plan, 22))
+    assert "2 ranks a cell" in lines[0]
+    assert tmp_path.is_dir()
+
+
 def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(made().model_dump_json())
     assert ".html or .md" in error_line(run("report", tmp_path / "plan.json", "--out", tmp_path / "r.pdf"))

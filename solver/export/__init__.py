@@ -166,6 +166,10 @@ def _notes(deployment: Deployment) -> tuple[str, ...]:
             "Which sequence goes to which attention-DP rank is decided per request by the engine's or router's load "
             "balancer; the plan's assignment is in the jsonl form of the command placement."
         )
+    if deployment.engine == "vllm" and vllm.needs_map(pool):
+        notes.append(
+            f"vLLM applies the expert map after {vllm.STEP_INTERVAL // 4} steps; until then experts sit in order."
+        )
     if len(deployment.instances) > 1:
         notes.append(f"Requests must be spread evenly over the {len(deployment.instances)} instances by a router.")
     return tuple(notes)

@@ -17,8 +17,9 @@ RPC_PORT, MASTER_PORT = 1, 2
 """Offsets of an instance's further ports from its HTTP port."""
 NEVER = 2**30
 """A token threshold that no step reaches: switches dual-batch overlap off in one phase."""
-FIRST_MOVE_STEPS = 4
-"""vLLM rearranges experts for the first time after a quarter of the step interval: with the smallest one, at once."""
+STEP_INTERVAL, WINDOW = 3000, 1000
+"""Steps between two rearrangements, and of load statistics (the engine's defaults). The first one, which applies the
+map, comes after a quarter of the interval; later ones find nothing to move, so a short interval only costs time."""
 PLUGIN = "shardwright_expert_map"
 
 PLUGIN_CODE = '''"""vLLM general plugin: the expert map of a shardwright plan instead of the built-in policy.
@@ -101,8 +102,8 @@ def serve_options(deployment: Deployment, pool: Pool) -> list[str]:
     if needs_map(pool):
         eplb = {
             "num_redundant_experts": problem.redundant_experts,
-            "window_size": FIRST_MOVE_STEPS,
-            "step_interval": FIRST_MOVE_STEPS,
+            "window_size": WINDOW,
+            "step_interval": STEP_INTERVAL,
             "use_async": False,
         }
         options += [("--enable-eplb", True), ("--eplb-config", json.dumps(eplb))]
