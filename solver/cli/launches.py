@@ -24,10 +24,11 @@ def check_launch(ask: Ask, engine: str, text: str, *, as_json: bool) -> bool:
     from dataclasses import asdict
 
     from solver import api
+    from solver.importer.trtllm import MAX_FILE_BYTES
     from solver.report.launch import show_comparison
     from solver.report.terminal import terminal
 
-    content = read_text(text, 2**22) if engine == "trtllm" else text
+    content = read_text(text, MAX_FILE_BYTES) if engine == "trtllm" else text
     launch, ask = _launch(ask, engine, content)
     problem = ask.problem()
     if launch.dispatch is not None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from solver.errors import ImportCommandError
 from solver.importer.launch import MAX_DEGREE, Launch, quotient, strategy_of
-from solver.specs.files import parse_json, shown
+from solver.specs.files import MAX_DEPTH, parse_json, shown
 
 WHERE = "the trtllm file"
-MAX_FILE_BYTES = 2**22
+MAX_FILE_BYTES = 2**19
+"""Real files have a few kilobytes, with an expert map of a large LLM inside a few hundred."""
 
 
 def read_trtllm(text: str, *, is_moe: bool = True) -> Launch:
@@ -73,8 +74,12 @@ def _yaml(text: str) -> object:
         raise ImportCommandError(
             f"{WHERE}: reading YAML needs PyYAML; install shardwright[trtllm], or give the same settings as JSON"
         ) from error
+    depth = 0
     try:
         for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ImportCommandError(f"{WHERE} is nested deeper than {MAX_DEPTH} levels")
             if isinstance(event, yaml.AliasEvent):
                 raise ImportCommandError(f"{WHERE} uses YAML aliases, which are not followed; write the values out")
         return yaml.safe_load(text)
