@@ -190,6 +190,18 @@ def test_scopes_of_batch_numbers() -> None:
     assert vllm.option("--max-model-len") == sglang.option("--context-length") == 116
 
 
+def test_sglang_reserves_what_the_ledger_reserves() -> None:
+    # Whatever is neither weights nor cache must fit beside the static share of the usable memory.
+    plan = made("sglang", Strategy(attn_dp=4, moe_ep=4, batch=2), {}, None)
+    words = launchers.Started(0, {}, shlex.split(_script(plan, "sglang")))
+    share = float(words.text("--mem-fraction-static") or "nan")
+    kept = {"kv_cache", "attention", "kv_head_replication", "routed_experts", "shared_experts", "dense_layers",
+            "norms_and_router", "embedding", "lm_head"}  # fmt: skip
+    work = max(sum(kib for item, kib in s.items_kib.items() if item not in kept) for s in plan.memory)
+    memory = plan.problem.cluster.gpu.memory / 1024
+    assert share <= plan.problem.calibration.usable_memory - work / memory < share + 0.011
+
+
 def _script(plan: Plan, target: str) -> str:
     text = next(file.text for file in export(plan, target).files if file.path == "node-0.sh")
     return text.replace("\\\n", " ").split("exec ")[1]

@@ -144,7 +144,7 @@ def deployment_of(plan: Plan, target: str, options: ExportOptions) -> Deployment
         engine=engine,
         digest=plan.digest,
         label=plan.strategy.full_label,
-        pools=(Pool("both", plan.problem, strategy, plan.placement),),
+        pools=(Pool("both", plan.problem, strategy, plan.placement, _work_kib(plan)),),
         instances=instances,
         hosts=hosts,
         weights=options.weights or weights_of(plan.problem.llm),
@@ -152,10 +152,22 @@ def deployment_of(plan: Plan, target: str, options: ExportOptions) -> Deployment
     )
 
 
+WORK = ("activations", "logits", "exchange_buffers", "cuda_graphs", "framework", "communicators")
+"""Ledger items that are neither weights nor KV cache."""
+
+
+def _work_kib(plan: Plan) -> int:
+    return max(sum(stage.items_kib.get(item, 0) for item in WORK) for stage in plan.memory)
+
+
 def _notes(deployment: Deployment) -> tuple[str, ...]:
     """What no launch option decides, so that the engine will."""
     pool, strategy = deployment.pool, deployment.pool.strategy
     notes = []
+    if deployment.weights == pool.problem.llm.name and deployment.engine != "any":
+        notes.append(
+            f"No weights are known for {deployment.weights!r}; name a folder or a Hugging Face name (--weights)."
+        )
     if strategy.attn_tp > 1:
         kinds = sorted({strategy.decode_allreduce, strategy.prefill_allreduce})
         notes.append(

@@ -88,6 +88,8 @@ class Pool:
     problem: Problem
     strategy: Strategy
     placement: Placement
+    work_kib: int
+    """Memory that is neither weights nor KV cache (activations, buffers, graphs, reserves), of the stage with most."""
 
     @property
     def longest_sequence(self) -> int:

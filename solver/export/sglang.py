@@ -38,17 +38,12 @@ def location_rows(pool: Pool) -> list[list[int]]:
 
 
 def static_fraction(pool: Pool) -> float:
-    """Share of the GPU for weights and KV pool: the usable share less what the ledger reserves for work, rounded down.
+    """Share of the GPU for weights and KV pool: the usable share less what the ledger keeps for work and reserves.
 
-    The fullest stage decides, because SGLang has one fraction for all ranks.
+    The stage that needs most for them decides, because SGLang has one fraction for all ranks; rounded down.
     """
-    problem = pool.problem
-    kib = problem.cluster.gpu.memory // 1024
-    usable = problem.calibration.usable_memory
-    reserve = sum(
-        getattr(problem.calibration, name) for name in ("framework_reserve", "communicator_reserve", "graph_reserve")
-    )
-    return int(max(0.1, usable - reserve / 1024 / kib) * 100) / 100
+    memory_kib = pool.problem.cluster.gpu.memory / 1024
+    return int(max(0.1, pool.problem.calibration.usable_memory - pool.work_kib / memory_kib) * 100) / 100
 
 
 def serve_options(deployment: Deployment, pool: Pool) -> list[str]:
