@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def test_a_swapped_gpu_is_noticed(tmp_path: Path) -> None:
 def test_every_file_names_the_plan() -> None:
     plan = made("vllm", Strategy(attn_dp=4, moe_ep=4, batch=2, **SEND), {"redundant_experts": 4}, None)
     for target in TARGETS:
-        if target in ("sglang", "trtllm", "megatron"):
+        if target in ("sglang", "trtllm", "megatron", "llm-d"):
             continue
         result = export(plan, target)
         for file in result.files:
@@ -241,6 +242,30 @@ def test_kubernetes_pods_run_the_engine_words(tmp_path: Path) -> None:
     words = subprocess.run(["bash", "-c", line], env=env, capture_output=True, text=True, check=True).stdout.split()
     assert words[words.index("--node-rank") + 1] == "1"
     assert words[words.index("--dist-init-addr") + 1] == "lead:30001"
+
+
+def test_pods_find_the_plugin_and_the_map(tmp_path: Path) -> None:
+    # The config map, laid out as the volume says, is a Python path on which the entry point is found.
+    plan = made("vllm", Strategy(attn_dp=4, moe_ep=4, batch=2, **SEND), {"redundant_experts": 4}, None)
+    folder = written(plan, "kubernetes", tmp_path / "export")
+    data = launchers.read_yaml(folder / "configmap.yaml")["data"]
+    pod = launchers.read_yaml(folder / "leaderworkerset.yaml")["spec"]["leaderWorkerTemplate"]["leaderTemplate"]["spec"]
+    for item in pod["volumes"][0]["configMap"]["items"]:
+        path = tmp_path / "plan" / item["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(data[item["key"]])
+    env = {pair["name"]: pair["value"] for pair in pod["containers"][0]["env"]}
+    assert (env["PYTHONPATH"], pod["containers"][0]["workingDir"]) == ("/plan", "/plan")
+    assert (tmp_path / "plan" / env["SHARDWRIGHT_EXPERT_MAP"]).is_file()
+    look = (
+        "from importlib.metadata import entry_points as e; print([p.load() for p in e(group='vllm.general_plugins')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", look],
+        env={"PYTHONPATH": str(tmp_path / "plan")}, cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "register" in done.stdout
+    assert "export to kubernetes" in refusal(plan, "llm-d")
 
 
 def test_vllm_pods_start_at_their_rank(tmp_path: Path) -> None:

@@ -39,12 +39,33 @@ def _engine(deployment: Deployment, target: str) -> str:
     return deployment.engine
 
 
-def _extra_files(deployment: Deployment) -> dict[str, str]:
-    """Files that the engine reads, for a config map."""
+DIST_INFO = {
+    "METADATA": "Metadata-Version: 2.1\nName: shardwright-expert-map\nVersion: 0.1\n",
+    "entry_points.txt": f"[vllm.general_plugins]\n{vllm.PLUGIN} = {vllm.PLUGIN}:register\n",
+}
+"""What makes the plugin in the config map an installed package for the Python path."""
+
+
+def _has_plugin(deployment: Deployment) -> bool:
+    return deployment.engine == "vllm" and vllm.needs_map(deployment.pool)
+
+
+def _extra_files(deployment: Deployment) -> dict[str, tuple[str, str]]:
+    """Files that the engine reads, for a config map: key -> (path below the mount, text)."""
     engine = deployment.engine
     made = {"vllm": vllm.files, "sglang": sglang.files, "trtllm": trtllm.files}[engine](deployment)
-    wanted = (".json", ".yaml", "expert_map.py", "pyproject.toml")
-    return {file.path.rsplit("/", 1)[-1]: file.text for file in made if file.path.endswith(wanted)}
+    wanted = (".json", ".yaml", "expert_map.py")
+    names = {file.path.rsplit("/", 1)[-1]: file.text for file in made if file.path.endswith(wanted)}
+    found = {name: (name, text) for name, text in names.items()}
+    if _has_plugin(deployment):
+        found |= {key: (f"{vllm.PLUGIN}-0.1.dist-info/{key}", text) for key, text in DIST_INFO.items()}
+    return found
+
+
+def _volumes(deployment: Deployment) -> list[Yaml]:
+    items: list[Yaml] = [{"key": key, "path": path} for key, (path, _) in _extra_files(deployment).items()]
+    source: dict[str, Yaml] = {"name": _name(deployment), **({"items": items} if items else {})}
+    return [{"name": "plan", "configMap": source}, {"name": "shm", "emptyDir": {"medium": "Memory"}}]
 
 
 def _parallel_words(deployment: Deployment) -> tuple[list[str], list[str]]:
@@ -62,6 +83,8 @@ def _container(deployment: Deployment, words: list[str]) -> dict[str, Yaml]:
     share = deployment.instances[0].shares[0]
     first = COMMANDS[deployment.engine](deployment)[0]
     env: list[Yaml] = [{"name": name, "value": value} for name, value in first.env if name != "CUDA_VISIBLE_DEVICES"]
+    if _has_plugin(deployment):
+        env.append({"name": "PYTHONPATH", "value": PLAN_FOLDER})
     gpus: dict[str, Yaml] = {"nvidia.com/gpu": str(len(share.seats))}
     return {
         "name": deployment.engine,
@@ -78,10 +101,7 @@ def _pod(deployment: Deployment, words: list[str]) -> dict[str, Yaml]:
     return {
         "spec": {
             "containers": [_container(deployment, words)],
-            "volumes": [
-                {"name": "plan", "configMap": {"name": _name(deployment)}},
-                {"name": "shm", "emptyDir": {"medium": "Memory"}},
-            ],
+            "volumes": _volumes(deployment),
         }
     }
 
@@ -152,7 +172,7 @@ def _config_map(deployment: Deployment) -> dict[str, Yaml]:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": _name(deployment), "annotations": {"shardwright/plan": deployment.digest}},
-        "data": dict(_extra_files(deployment)),
+        "data": {key: text for key, (_, text) in _extra_files(deployment).items()},
     }
 
 
@@ -175,8 +195,7 @@ def dynamo_files(deployment: Deployment) -> list[ExportFile]:
             "trtllm": "nvcr.io/nvidia/ai-dynamo/tensorrtllm-runtime:1.6.1",
         }[engine],
     }
-    pod: dict[str, Yaml] = {"spec": {"containers": [container], "volumes": [
-        {"name": "plan", "configMap": {"name": name}}, {"name": "shm", "emptyDir": {"medium": "Memory"}}]}}  # fmt: skip
+    pod: dict[str, Yaml] = {"spec": {"containers": [container], "volumes": _volumes(deployment)}}
     worker: dict[str, Yaml] = {
         "name": "worker",
         "type": "worker",
@@ -234,6 +253,10 @@ def llmd_files(deployment: Deployment) -> list[ExportFile]:
         raise ExportError(
             f"llm-d values have no pipeline stages, the plan has pp = {strategy.pp}; export to kubernetes "
             "(LeaderWorkerSet), or solve with --engine vllm --fix pp=1"
+        )
+    if _has_plugin(deployment):
+        raise ExportError(
+            "llm-d values carry no files, and the plan's expert map needs one with the plugin; export to kubernetes"
         )
     instance = deployment.instances[0]
     per_node = len(instance.shares[0].seats)
