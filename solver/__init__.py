@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         SolveOptions,
         calibrate,
         check,
+        compare,
         evaluate,
         placement,
         predict,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from solver.audit import AuditReport, Claims
     from solver.errors import (
         CatalogError,
+        ExportError,
         OutputError,
         PlanError,
         SolverError,
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
         UnitError,
         UnknownArchitectureError,
     )
-    from solver.plan import Evaluation, GpuRecord, NoPlan, Plan
+    from solver.export import Export, ExportOptions, bench_script, export
+    from solver.plan import Comparison, Evaluation, GpuRecord, NoPlan, Plan
     from solver.specs.hardware import Cluster, Gpu
     from solver.specs.llm import Llm
     from solver.specs.problem import Objective, Pins, Problem, Space
@@ -47,7 +50,11 @@ __all__ = [
     "CatalogError",
     "Claims",
     "Cluster",
+    "Comparison",
     "Evaluation",
+    "Export",
+    "ExportError",
+    "ExportOptions",
     "Gpu",
     "GpuRecord",
     "Llm",
@@ -69,9 +76,12 @@ __all__ = [
     "UnknownArchitectureError",
     "Verification",
     "Workload",
+    "bench_script",
     "calibrate",
     "check",
+    "compare",
     "evaluate",
+    "export",
     "parse_label",
     "placement",
     "predict",
@@ -86,6 +96,7 @@ _NAMES_OF_MODULE = {
         "SolveOptions",
         "calibrate",
         "check",
+        "compare",
         "evaluate",
         "placement",
         "predict",
@@ -98,6 +109,7 @@ _NAMES_OF_MODULE = {
     "solver.audit": ("AuditReport", "Claims"),
     "solver.errors": (
         "CatalogError",
+        "ExportError",
         "OutputError",
         "PlanError",
         "SolverError",
@@ -106,7 +118,8 @@ _NAMES_OF_MODULE = {
         "UnitError",
         "UnknownArchitectureError",
     ),
-    "solver.plan": ("Evaluation", "GpuRecord", "NoPlan", "Plan"),
+    "solver.export": ("Export", "ExportOptions", "bench_script", "export"),
+    "solver.plan": ("Comparison", "Evaluation", "GpuRecord", "NoPlan", "Plan"),
     "solver.specs.hardware": ("Cluster", "Gpu"),
     "solver.specs.llm": ("Llm",),
     "solver.specs.problem": ("Objective", "Pins", "Problem", "Space"),

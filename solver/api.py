@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from solver.audit import AuditReport, Claims, proposed_strategy
 from solver.audit import audit as _audit
-from solver.plan import Evaluation, GpuRecord, NoPlan, Plan, expand
+from solver.errors import StrategyError
+from solver.plan import Comparison, Evaluation, GpuRecord, NoPlan, Plan, expand
 from solver.specs import catalog
 from solver.specs.calibration import Calibration
 from solver.specs.measurements import Measurement, read_measurements, served_cluster
-from solver.specs.problem import Objective, Problem
+from solver.specs.problem import Objective, Pins, Problem
 from solver.strategy import Strategy, parse_label
 from solver.verify import verify
 
@@ -24,6 +25,7 @@ __all__ = [
     "SolveOptions",
     "calibrate",
     "check",
+    "compare",
     "evaluate",
     "placement",
     "predict",
@@ -142,6 +144,20 @@ def check(problem: Problem, strategy: Strategy | str, claims: Claims | None = No
         claims = (claims or Claims(source=f"label {strategy}")).model_copy(update={"label": strategy})
         return _audit(problem, proposed_strategy(problem, claims), claims)
     return _audit(problem, strategy, claims)
+
+
+def compare(problem: Problem, strategy: Strategy, options: SolveOptions | None = None) -> Comparison:
+    """Evaluate degrees with their best knobs, and solve the same problem on at most as many GPUs.
+
+    Pins of the problem hold for the deployment only: the optimum is free to decide otherwise.
+    """
+    try:
+        current, broken = evaluate(problem, strategy.full_label), ""
+    except StrategyError as error:
+        current, broken = None, str(error)
+    most = min(strategy.gpus, problem.cluster.num_gpus)
+    free = problem.model_copy(update={"pins": Pins(), "gpus_exact": None, "gpus_at_most": most})
+    return Comparison(current, broken, solve(free, options))
 
 
 def placement(plan: Plan) -> Iterator[GpuRecord]:

@@ -17,6 +17,7 @@ import typer
 
 from solver.cli.calibrate import calibrate
 from solver.cli.catalog import catalog_app
+from solver.cli.deploy import bench_script, export, report
 from solver.cli.judge import check, verify
 from solver.cli.plans import evaluate, placement, schema, solve
 from solver.errors import SolverError
@@ -46,6 +47,9 @@ app.command()(check)
 app.command()(verify)
 app.command()(placement)
 app.command()(calibrate)
+app.command()(export)
+app.command("bench-script")(bench_script)
+app.command()(report)
 app.add_typer(catalog_app, name="catalog")
 app.command()(schema)
 

@@ -39,6 +39,18 @@ def check(
             rich_help_panel="Strategy",
         ),
     ] = None,
+    vllm: Annotated[
+        str | None,
+        typer.Option(metavar="COMMAND", help='A command that you run: "vllm serve ...".', rich_help_panel="Strategy"),
+    ] = None,
+    sglang: Annotated[
+        str | None,
+        typer.Option(metavar="COMMAND", help='"python -m sglang.launch_server ...".', rich_help_panel="Strategy"),
+    ] = None,
+    trtllm: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="YAML or JSON of trtllm-serve --config.", rich_help_panel="Strategy"),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 3 when a finding is an error.", rich_help_panel="Output")
     ] = False,
@@ -48,10 +60,21 @@ def check(
 
     Without a strategy it audits the claims of the reference document. A finding is not a failure: the exit code is 0,
     or 3 with --strict when a finding is an error. What a document does not state is taken from the options below.
+    A launch command is read, never run; its degrees are audited and evaluated, and compared with the optimum on as many
+    GPUs.
     """
     from solver.report.audit import show_audit
     from solver.report.terminal import terminal
 
+    launches = [
+        (name, text) for name, text in (("vllm", vllm), ("sglang", sglang), ("trtllm", trtllm)) if text is not None
+    ]
+    if launches:
+        if len(launches) > 1 or label is not None or strategy is not None or document is not None:
+            raise SpecError("give one of: a label, --strategy, --document, --vllm, --sglang, --trtllm")
+        from solver.cli.launches import check_launch
+
+        raise typer.Exit(HAS_ERRORS if check_launch(ask, *launches[0], as_json=as_json) and strict else 0)
     if document is not None or (label is None and strategy is None):
         if label is not None or strategy is not None:
             raise SpecError("give a strategy or --document, not both: the document names its own strategy")
