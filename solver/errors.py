@@ -33,3 +33,7 @@ class PlanError(SolverError):
 
 class OutputError(SolverError):
     """A result cannot be written (it exists already, or the folder does not)."""
+
+
+class NoPlacementError(SolverError):
+    """No expert placement meets the rules, proved; the message is the proof."""

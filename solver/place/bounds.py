@@ -126,3 +126,22 @@ def _impossible(share_ec: Floats, count_c: Ints, top: float, shelf: Shelf) -> bo
                 break
             left, right = (middle, right) if used > total else (left, middle)
     return False
+
+
+def binding_of(load_e: Floats, shelf: Shelf, least: int = 1) -> str:
+    """Which of the closed-form bounds is the strongest, in words; the hottest expert by name."""
+    hottest = int(load_e.argmax())
+    named = {
+        "mean load": mean_bound(load_e, shelf),
+        f"hottest expert {hottest}": hottest_bound(load_e, shelf, least),
+        "replica counting": counting_bound(load_e, shelf, least),
+        f"hottest expert {hottest} with its lightest company": 0.0,
+    }
+    if shelf.num_slots == len(load_e):
+        company = np.sort(np.delete(load_e, hottest))[: int(shelf.slots_r.min()) - 1].sum()
+        named[f"hottest expert {hottest} with its lightest company"] = float(load_e[hottest] + company) * (1 - SAFE)
+        whole = partition_bound(load_e, shelf)
+        if whole > max(named.values()) * (1 + 1e-9):
+            named["heaviest experts with their lightest company"] = whole
+    best = max(named.values())
+    return next(name for name, value in named.items() if value >= best * (1 - 1e-9))

@@ -73,7 +73,7 @@ def fold(load_le: Floats, count_le: Ints, shelf: Shelf) -> Ints:
 
 
 def part_twins(slot_n: Ints, share_e: Floats, shelf: Shelf) -> bool:
-    """Swap second replicas of an expert on one rank away, where the fuller of the two ranks stays lowest; False where none may."""
+    """Swap second replicas of an expert on one rank away, to where loads stay lowest; False where none may."""
     rank = shelf.rank_n
     for _ in range(len(slot_n)):
         keys = rank * (len(share_e) + 1) + slot_n
@@ -97,7 +97,7 @@ def part_twins(slot_n: Ints, share_e: Floats, shelf: Shelf) -> bool:
 
 @dataclass
 class CountSearch:
-    """Counts of several layers under search; `goal_l` is the maximum at which a layer is done, `best_l` the best so far."""
+    """Counts of several layers under search; `goal_l` is the maximum that ends it, `best_l` the best so far."""
 
     load_le: Floats
     count_le: Ints

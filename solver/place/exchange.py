@@ -30,6 +30,9 @@ class Search:
     target_l: Floats
     least: int = 1
     """Fewest replicas of an expert."""
+    home_lre: Bools | None = None
+    """Replicas that are there already; with it, `budget` bounds the others (moves) of a layer."""
+    budget: int = 0
 
     def __post_init__(self) -> None:
         self.rank_n, self.start_r, self.size_r = self.shelf.rank_n, self.shelf.start_r, self.shelf.slots_r
@@ -49,6 +52,7 @@ class Search:
             self.held_lre = np.zeros((self.layers, self.ranks, self.experts), dtype=bool)
             self.domain_n = self.shelf.domain_r[self.rank_n]
             self.domains = int(self.shelf.domain_r.max()) + 1
+            self.moves_l = np.zeros(self.layers, dtype=np.int64)
         slot = self.slot_ln[layers]
         self.count_le[layers] = counts_of(slot, self.experts)
         self.share_le[layers] = self.load_le[layers] / np.maximum(self.count_le[layers], 1)
@@ -57,6 +61,8 @@ class Search:
         held = np.zeros((len(layers), self.ranks, self.experts), dtype=bool)
         held[np.arange(len(layers))[:, None], self.rank_n[None, :], slot] = True
         self.held_lre[layers] = held
+        if self.home_lre is not None:
+            self.moves_l[layers] = (held & ~self.home_lre[layers]).sum(axis=(1, 2))
 
     def penalty_l(self, layers: Ints) -> Floats:
         """Penalty of some layers against their targets."""
@@ -87,6 +93,8 @@ class Search:
         illegal = b_has_i | a_has_j[:, None, :] | ~present[:, :, None]
         if self.shelf.spread:
             illegal |= self._herds(layers, rank_a, expert_i)
+        if self.home_lre is not None:
+            illegal |= self._too_many(layers, rank_a, expert_i)
         change[illegal] = NEVER
         if temperature is not None:
             change += temperature[:, None, None] * rng.exponential(size=change.shape)
@@ -100,7 +108,7 @@ class Search:
         return go
 
     def _herds(self, layers: Ints, rank_a: Ints, expert_i: Ints) -> Bools:
-        """Whether a swap would leave all replicas of one of its experts in one domain, ``[layers, own slots, slots]``."""
+        """Whether a swap would herd all replicas of an expert into one domain, ``[layers, own slots, slots]``."""
         at = np.arange(len(layers))
         slot, count = self.slot_ln[layers], self.count_le[layers]
         inside = self._in_domain(layers)
@@ -111,6 +119,20 @@ class Search:
         here_j = inside[at[:, None], domain_a[:, None], slot]
         alone_j = np.take_along_axis(count, slot, 1) - 1 - (here_j - stay) < 1
         result: Bools = alone_i | alone_j[:, None, :]
+        return result
+
+    def _too_many(self, layers: Ints, rank_a: Ints, expert_i: Ints) -> Bools:
+        """Whether a swap would need more moves than the budget has, ``[layers, own slots, slots]``."""
+        assert self.home_lre is not None
+        at = np.arange(len(layers))
+        slot, home = self.slot_ln[layers], self.home_lre[layers]
+        i_home = home[at[:, None], rank_a[:, None], expert_i]
+        j_home = home[at[:, None], self.rank_n[None, :], slot]
+        i_there = home[at[:, None, None], self.rank_n[None, None, :], expert_i[:, :, None]]
+        j_there = home[at[:, None], rank_a[:, None], slot]
+        # A replica that leaves its home becomes a move, one that comes home stops being one.
+        added = i_home.astype(np.int64)[:, :, None] - i_there + (j_home.astype(np.int64) - j_there)[:, None, :]
+        result: Bools = self.moves_l[layers][:, None, None] + added > self.budget
         return result
 
     def _in_domain(self, layers: Ints) -> Ints:
@@ -143,6 +165,10 @@ class Search:
         self.held_lre[layers, a, f] = True
         self.held_lre[layers, b, e] = True
         slot[layers, one], slot[layers, two] = f, e
+        if self.home_lre is not None:
+            home = self.home_lre
+            self.moves_l[layers] += home[layers, a, e].astype(np.int64) - home[layers, b, e]
+            self.moves_l[layers] += home[layers, b, f].astype(np.int64) - home[layers, a, f]
 
     def settle(self, layers: Ints, rng: np.random.Generator, rounds: int) -> None:
         """Swaps on overloaded ranks until none of a layer's two fullest ranks improves."""
@@ -185,7 +211,13 @@ class Search:
         kept = np.where(give, np.take_along_axis(rise_e, slot, 1) - rise, NEVER)
         change += (np.take_along_axis(kept, chosen, 1) - np.take_along_axis(base, rank, 1))[:, :, None]
         change += (noise * scale)[:, None, None] * rng.exponential(size=change.shape)
-        change[self.held_lre[layers][at[:, None], rank] | (count >= self.ranks)[:, None, :]] = NEVER
+        illegal = self.held_lre[layers][at[:, None], rank] | (count >= self.ranks)[:, None, :]
+        if self.home_lre is not None:
+            home = self.home_lre[layers]
+            leaves = home[at[:, None], rank, np.take_along_axis(slot, chosen, 1)].astype(np.int64)
+            added = leaves[:, :, None] - home[at[:, None], rank]
+            illegal |= self.moves_l[layers][:, None, None] + added > self.budget
+        change[illegal] = NEVER
         flat = change.reshape(len(layers), -1)
         best = flat.argmin(axis=1)
         good = flat[at, best] < NEVER / 2

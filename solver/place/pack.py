@@ -48,7 +48,7 @@ def pack(load_lke: Floats, drift_le: Floats, count_le: Ints, shelf: Shelf) -> St
     The rank that minds least has the smallest increase of the squared loads over the windows.
     """
     share_lke = replica_shares(load_lke, drift_le, count_le)
-    layers, _, experts = share_lke.shape
+    layers = len(share_lke)
     size = share_lke.mean(axis=1)
     order = np.argsort(-np.where(count_le > 1, 1e6 * count_le + size, size), axis=1, kind="stable")
     item_ln = np.stack([np.repeat(order[at], count_le[at][order[at]]) for at in range(layers)])
@@ -137,7 +137,7 @@ class _Fill:
 
 
 def _by_room(count_e: Ints, shelf: Shelf) -> Ints:
-    """Slots filled without a look at loads: most replicas first, each expert onto the ranks (domains) with most room."""
+    """Slots filled without a look at loads: most replicas first, onto the ranks (domains) with most room."""
     room = shelf.slots_r.copy()
     slots = np.full(shelf.num_slots, -1, dtype=np.int64)
     for expert in np.argsort(-count_e, kind="stable"):

@@ -54,7 +54,7 @@ class Aim:
 
 @dataclass(frozen=True)
 class RobustFound:
-    """Placements, the busiest rank's load of every window and its proved lower bound, and the objective's, per layer."""
+    """Placements, busiest load of every window, objective and its proved lower bound, per layer."""
 
     slot_ln: Ints
     busiest_lk: Floats
@@ -82,7 +82,7 @@ def place_robust(load_lke: Floats, shelf: Shelf, aim: Aim, effort: Effort) -> Ro
 
 def drift_windows(load_lke: Floats, aim: Aim) -> tuple[Floats, Floats]:
     """The windows and the drift windows, with their weights: half of the weight is on either."""
-    layers, windows, _ = load_lke.shape
+    windows = load_lke.shape[1]
     weight_k = np.full(windows, 1 / windows) if aim.name != "mean" else aim.weight_k
     if windows < 2:
         return load_lke, weight_k

@@ -34,6 +34,8 @@ class Effort:
     gap: float = GAP_GOAL
     turns: int = 1000
     """Most turns of the search; with enough seconds for all of them the result depends on the seed alone."""
+    workers: int = 1
+    """Processes for the layers that stay open."""
     begun: float = field(default_factory=time.monotonic)
 
     @property
