@@ -9,11 +9,22 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from solver.api import SolveOptions, check, evaluate, placement, reference_problem, solve, verify
+    from solver.api import (
+        PlaceOptions,
+        SolveOptions,
+        check,
+        evaluate,
+        place,
+        placement,
+        reference_problem,
+        solve,
+        verify,
+    )
     from solver.ask import Ask
     from solver.audit import AuditReport, Claims
     from solver.errors import (
         CatalogError,
+        NoPlacementError,
         OutputError,
         PlanError,
         SolverError,
@@ -22,10 +33,13 @@ if TYPE_CHECKING:
         UnitError,
         UnknownArchitectureError,
     )
+    from solver.expertmap import ExpertPlacement
     from solver.plan import Evaluation, GpuRecord, NoPlan, Plan
     from solver.specs.hardware import Cluster, Gpu
     from solver.specs.llm import Llm
+    from solver.specs.placing import Placing
     from solver.specs.problem import Objective, Pins, Problem, Space
+    from solver.specs.windows import LoadWindow, read_windows
     from solver.specs.workload import Slo, Workload
     from solver.strategy import Strategy, parse_label
     from solver.verify import Verification
@@ -37,13 +51,18 @@ __all__ = [
     "Claims",
     "Cluster",
     "Evaluation",
+    "ExpertPlacement",
     "Gpu",
     "GpuRecord",
     "Llm",
+    "LoadWindow",
+    "NoPlacementError",
     "NoPlan",
     "Objective",
     "OutputError",
     "Pins",
+    "PlaceOptions",
+    "Placing",
     "Plan",
     "PlanError",
     "Problem",
@@ -61,18 +80,31 @@ __all__ = [
     "check",
     "evaluate",
     "parse_label",
+    "place",
     "placement",
+    "read_windows",
     "reference_problem",
     "solve",
     "verify",
 ]
 
 _NAMES_OF_MODULE = {
-    "solver.api": ("SolveOptions", "check", "evaluate", "placement", "reference_problem", "solve", "verify"),
+    "solver.api": (
+        "PlaceOptions",
+        "SolveOptions",
+        "check",
+        "evaluate",
+        "place",
+        "placement",
+        "reference_problem",
+        "solve",
+        "verify",
+    ),
     "solver.ask": ("Ask",),
     "solver.audit": ("AuditReport", "Claims"),
     "solver.errors": (
         "CatalogError",
+        "NoPlacementError",
         "OutputError",
         "PlanError",
         "SolverError",
@@ -81,10 +113,13 @@ _NAMES_OF_MODULE = {
         "UnitError",
         "UnknownArchitectureError",
     ),
+    "solver.expertmap": ("ExpertPlacement",),
     "solver.plan": ("Evaluation", "GpuRecord", "NoPlan", "Plan"),
     "solver.specs.hardware": ("Cluster", "Gpu"),
     "solver.specs.llm": ("Llm",),
     "solver.specs.problem": ("Objective", "Pins", "Problem", "Space"),
+    "solver.specs.placing": ("Placing",),
+    "solver.specs.windows": ("LoadWindow", "read_windows"),
     "solver.specs.workload": ("Slo", "Workload"),
     "solver.strategy": ("Strategy", "parse_label"),
     "solver.verify": ("Verification",),

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from solver.audit import AuditReport, Claims, proposed_strategy
 from solver.audit import audit as _audit
+from solver.expertmap import ExpertPlacement
 from solver.plan import Evaluation, GpuRecord, NoPlan, Plan, expand
 from solver.specs import catalog
+from solver.specs.placing import Placing
 from solver.specs.problem import Objective, Problem
+from solver.specs.windows import LoadWindow
 from solver.strategy import Strategy, parse_label
 from solver.verify import verify
 
 if TYPE_CHECKING:
     from solver.search.loop import Progress
 
-__all__ = ["SolveOptions", "check", "evaluate", "placement", "reference_problem", "solve", "verify"]
+__all__ = [
+    "PlaceOptions", "SolveOptions", "check", "evaluate", "place", "placement", "reference_problem", "solve", "verify",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,16 @@ class SolveOptions:
     """Seconds; absent means until proved."""
     on_progress: Callable[[Progress], None] | None = None
     """Called with objective, bound, gap and elapsed time whenever they improve."""
+
+
+@dataclass(frozen=True)
+class PlaceOptions:
+    """How hard :func:`place` looks."""
+
+    time_limit_s: float = 30.0
+    seed: int = 0
+    workers: int = 2
+    """Processes for the layers that one process leaves open."""
 
 
 def reference_problem(objective: Objective | None = None) -> Problem:
@@ -57,6 +72,33 @@ def solve(problem: Problem | None = None, options: SolveOptions | None = None) -
     options = options or SolveOptions()
     how = SearchOptions(options.workers, options.seed, options.time_limit_s)
     return search(problem or reference_problem(), how, options.on_progress or (lambda _progress: None))
+
+
+def place(
+    windows: Sequence[LoadWindow], placing: Placing, options: PlaceOptions | None = None
+) -> ExpertPlacement:
+    """Place expert replicas on ranks from measured loads; the independent judge has passed what is returned.
+
+    Raises
+    ------
+    SpecError
+        The question makes no sense.
+    NoPlacementError
+        No placement exists, proved.
+    RuntimeError
+        The judge convicts the placement: a bug of this package.
+    """
+    from solver.place.run import run_place
+    from solver.place.static import Effort
+    from solver.verify.expert_map import judge_placement
+
+    options = options or PlaceOptions()
+    effort = Effort(options.time_limit_s, options.seed, workers=options.workers)
+    placed = run_place(placing, tuple(windows), effort)
+    verdict = judge_placement(placed, windows, placing.current)
+    if not verdict.ok:
+        raise RuntimeError(f"the judge convicts the placement: {verdict.findings[0]}")
+    return placed
 
 
 def evaluate(problem: Problem, strategy: Strategy | str) -> Evaluation:

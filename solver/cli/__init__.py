@@ -17,6 +17,7 @@ import typer
 
 from solver.cli.catalog import catalog_app
 from solver.cli.judge import check, verify
+from solver.cli.place import place
 from solver.cli.plans import evaluate, placement, schema, solve
 from solver.errors import SolverError
 
@@ -44,6 +45,7 @@ app.command()(evaluate)
 app.command()(check)
 app.command()(verify)
 app.command()(placement)
+app.command()(place)
 app.add_typer(catalog_app, name="catalog")
 app.command()(schema)
 

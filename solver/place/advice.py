@@ -17,14 +17,14 @@ NOISE_LAYERS = 12
 """Layers that are simulated, evenly chosen."""
 
 
-def advise(placed: ExpertPlacement, load_lke: Floats) -> tuple[str, ...]:
+def advise(placed: ExpertPlacement) -> tuple[str, ...]:
     """Sentences for people; each names its numbers."""
     said = []
     gaps = [layer.gap for layer in placed.layers]
     within = sum(gap <= 1e-3 for gap in gaps)
     said.append(
-        f"{within} of {len(gaps)} layers are proved within 0.1 % of the best possible; the widest gap is {max(gaps):.2%}. "
-        "A gap below 0.1 % has no operational value."
+        f"{within} of {len(gaps)} layers are proved within 0.1 % of the best possible; the widest gap is "
+        f"{max(gaps):.2%}. A gap below 0.1 % has no operational value."
     )
     if len(placed.windows) == 1:
         said.append(
@@ -35,8 +35,8 @@ def advise(placed: ExpertPlacement, load_lke: Floats) -> tuple[str, ...]:
     if held:
         inside = sum(window.balancedness for window in placed.windows) / len(placed.windows)
         said.append(
-            f"Expect about {sum(held) / len(held):.3f} (worst {min(held):.3f}) on traffic like a window that was left out; "
-            f"on the windows themselves it is {inside:.3f}."
+            f"Expect about {sum(held) / len(held):.3f} (worst {min(held):.3f}) on traffic like a window that was left "
+            f"out; on the windows themselves it is {inside:.3f}."
         )
     hot = sorted({layer.binding for layer in placed.layers if layer.binding.startswith("hottest")})
     if hot and sum(placed.slots_of_rank) == placed.num_experts:
@@ -68,7 +68,7 @@ def step_balancedness(placed: ExpertPlacement, load_lke: Floats, tokens: int, to
             part = np.array(placed.split[layer])[used]
         chance = share[slot_n[used]] * part
         drawn = rng.multinomial(tokens * top_k, chance / chance.sum(), size=NOISE_DRAWS)
-        loads = np.zeros((NOISE_DRAWS, placed.ranks))
-        np.add.at(loads, (slice(None), rank_n[used]), drawn)
+        on_rank = rank_n[used][:, None] == np.arange(placed.ranks)[None, :]
+        loads = drawn @ on_rank
         means.append((tokens * top_k / alive / loads.max(axis=1)).mean())
     return float(np.mean(means))

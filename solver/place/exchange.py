@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solver.place.state import Bools, Floats, Ints, Shelf, counts_of
+from solver.place.state import Bools, Floats, Ints, Shelf, by_domain, counts_of
 
 NEVER = 1e30
 """Cost of an illegal move."""
@@ -51,7 +51,6 @@ class Search:
             self.rank_load_lr = np.zeros((self.layers, self.ranks))
             self.held_lre = np.zeros((self.layers, self.ranks, self.experts), dtype=bool)
             self.domain_n = self.shelf.domain_r[self.rank_n]
-            self.domains = int(self.shelf.domain_r.max()) + 1
             self.moves_l = np.zeros(self.layers, dtype=np.int64)
         slot = self.slot_ln[layers]
         self.count_le[layers] = counts_of(slot, self.experts)
@@ -101,7 +100,7 @@ class Search:
         flat = change.reshape(len(layers), -1)
         best = flat.argmin(axis=1)
         value = flat[at, best]
-        go = value < -1e-15 if temperature is None else value < NEVER / 2
+        go: Bools = value < -1e-15 if temperature is None else value < NEVER / 2
         i, j = best // slot.shape[1], best % slot.shape[1]
         chosen = np.flatnonzero(go)
         self._apply(layers[chosen], mine[chosen, i[chosen]], j[chosen])
@@ -137,9 +136,7 @@ class Search:
 
     def _in_domain(self, layers: Ints) -> Ints:
         """Replicas of every expert in every domain, ``[layers, domains, experts]``."""
-        inside = np.zeros((len(layers), self.domains, self.experts), dtype=np.int64)
-        np.add.at(inside, (slice(None), self.shelf.domain_r), self.held_lre[layers])
-        return inside
+        return by_domain(self.held_lre[layers], self.shelf.domain_r)
 
     def _spare(self, layers: Ints) -> Bools:
         """Whether the replica of a slot can be given up."""
@@ -220,7 +217,7 @@ class Search:
         change[illegal] = NEVER
         flat = change.reshape(len(layers), -1)
         best = flat.argmin(axis=1)
-        good = flat[at, best] < NEVER / 2
+        good: Bools = flat[at, best] < NEVER / 2
         i, f = best // self.experts, best % self.experts
         go = np.flatnonzero(good)
         self.slot_ln[layers[go], chosen[go, i[go]]] = f[go]
@@ -231,5 +228,5 @@ class Search:
         """Sum over an expert's slots."""
         layers = len(slot_ln)
         flat = (slot_ln + np.arange(layers)[:, None] * self.experts).ravel()
-        sums = np.bincount(flat, weights=value_ln.ravel(), minlength=layers * self.experts)
+        sums: Floats = np.bincount(flat, value_ln.ravel(), layers * self.experts).astype(np.float64)
         return sums.reshape(layers, self.experts)

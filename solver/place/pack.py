@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from solver.errors import SpecError
-from solver.place.state import Floats, Ints, Shelf, State, replica_shares
+from solver.place.state import Bools, Floats, Ints, Shelf, State, by_domain, replica_shares
 
 
 def greedy_counts(load_le: Floats, shelf: Shelf, least: int = 1) -> Ints:
@@ -76,7 +76,7 @@ class _Fill:
         self.held_lre = np.zeros((layers, ranks, experts), dtype=bool)
         self.slot_ln = np.full((layers, self.shelf.num_slots), -1, dtype=np.int64)
 
-    def put(self, expert_l: Ints, active_l: np.ndarray) -> np.ndarray:
+    def put(self, expert_l: Ints, active_l: Bools) -> Bools:
         """Put one replica in every active layer; False where it found no place even with one tenant moved."""
         rows = np.arange(len(expert_l))
         share = self.share_lke[rows, :, expert_l][:, :, None]
@@ -85,21 +85,19 @@ class _Fill:
             allowed &= self._spread(expert_l)
         cost = np.where(allowed, (share * (2 * self.load_lkr + share)).sum(axis=1), np.inf)
         rank = cost.argmin(axis=1)
-        good = np.isfinite(cost[rows, rank])
+        good: Bools = np.isfinite(cost[rows, rank])
         now = np.flatnonzero(good & active_l)
         self._place(now, rank[now], expert_l[now])
         for layer in np.flatnonzero(~good & active_l):
             good[layer] = self._evict(int(layer), int(expert_l[layer]))
         return good
 
-    def _spread(self, expert_l: Ints) -> np.ndarray:
+    def _spread(self, expert_l: Ints) -> Bools:
         """Ranks of domains without the expert; any rank once two domains have it."""
         rows = np.arange(len(expert_l))
         held = self.held_lre[rows, :, expert_l]
-        domains = int(self.shelf.domain_r.max()) + 1
-        has = np.zeros((len(rows), domains), dtype=np.int64)
-        np.add.at(has, (slice(None), self.shelf.domain_r), held)
-        result: np.ndarray = ~(has > 0)[:, self.shelf.domain_r] | ((has > 0).sum(axis=1) > 1)[:, None]
+        has = by_domain(held, self.shelf.domain_r)
+        result: Bools = ~(has > 0)[:, self.shelf.domain_r] | ((has > 0).sum(axis=1) > 1)[:, None]
         return result
 
     def _place(self, layers: Ints, ranks: Ints, experts: Ints) -> None:

@@ -25,8 +25,8 @@ class Fewest:
         layer = int(self.moves_l.argmax())
         if int(self.moves_l[layer]) > allowed:
             raise NoPlacementError(
-                f"layer {layer} needs at least {int(self.moves_l[layer])} moves (replicas that no living rank holds, or "
-                f"that all sit in one failure unit), but {allowed} are allowed; allow more with --moves"
+                f"layer {layer} needs at least {int(self.moves_l[layer])} moves (replicas that no living rank "
+                f"holds, or that all sit in one failure unit), but {allowed} are allowed; allow more with --moves"
             )
 
 
@@ -39,8 +39,8 @@ def require_feasible(num_experts: int, shelf: Shelf, placing: Placing) -> None:
     if slots < copies * num_experts:
         why = f", because every expert needs replicas in two {placing.survive}s" if shelf.spread else ""
         raise NoPlacementError(
-            f"no placement exists: {num_experts} experts need {copies * num_experts} slots{why}, there are {of_living}; "
-            f"at least {least} slots per rank are needed"
+            f"no placement exists: {num_experts} experts need {copies * num_experts} slots{why}, there are "
+            f"{of_living}; at least {least} slots per rank are needed"
         )
     if int(shelf.slots_r.max()) > num_experts or slots > ranks * num_experts:
         raise NoPlacementError(

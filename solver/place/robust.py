@@ -139,7 +139,7 @@ def trade(state: State, smooth: Smooth, rng: np.random.Generator, least: int) ->
 
     def by_expert(value_ln: Floats) -> Floats:
         flat = (state.slot_ln + at[:, None] * state.num_experts).ravel()
-        sums = np.bincount(flat, weights=value_ln.ravel(), minlength=layers * state.num_experts)
+        sums: Floats = np.bincount(flat, value_ln.ravel(), layers * state.num_experts).astype(np.float64)
         return sums.reshape(layers, state.num_experts)
 
     rise = (own * np.expm1(np.clip(smooth.beta * of_slot(fewer - share), -50, 50))).sum(axis=1)

@@ -255,7 +255,7 @@ def _document(task: Task, placed: Placed, held: dict[int, HeldOut]) -> ExpertPla
         seed=task.effort.seed,
         wall_s=time.monotonic() - task.effort.begun,
     )
-    return document.model_copy(update={"advice": advise(document, task.load_lke)})
+    return document.model_copy(update={"advice": advise(document)})
 
 
 def _sorted(slot_ln: Ints, shelf: Shelf) -> Ints:

@@ -129,12 +129,19 @@ def may_move_lnr(state: State) -> Bools:
     if not shelf.spread:
         return free
     domains = int(shelf.domain_r.max()) + 1
-    in_domain = np.zeros((len(slot), domains, state.num_experts), dtype=np.int64)
-    np.add.at(in_domain, (slice(None), shelf.domain_r), held)
+    in_domain = by_domain(held, shelf.domain_r)
     here = np.take_along_axis(in_domain, np.broadcast_to(slot[:, None, :], (len(slot), domains, slot.shape[1])), 2)
     count = np.take_along_axis(state.count_le(), slot, 1)
     own = shelf.domain_r[shelf.rank_n]
     # Replicas outside the domain it goes to, this one not counted.
     same = own[None, None, :] == np.arange(domains)[None, :, None]
     outside = (count[:, None, :] - 1) - (here - same)
-    return free & (outside >= 1)[:, shelf.domain_r, :].transpose(0, 2, 1)
+    spread: Bools = free & (outside >= 1)[:, shelf.domain_r, :].transpose(0, 2, 1)
+    return spread
+
+
+def by_domain(held_lrx: Bools, domain_r: Ints) -> Ints:
+    """Number of ranks of every domain that hold something, ``[layers, domains, ...]``."""
+    of_domain = (np.arange(int(domain_r.max()) + 1)[:, None] == domain_r[None, :]).astype(np.int64)
+    counts: Ints = np.einsum("dr,lr...->ld...", of_domain, held_lrx.astype(np.int64))
+    return counts

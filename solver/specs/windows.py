@@ -138,7 +138,8 @@ def _routed(choice: object, where: str) -> Counts:
         raise SpecError(f"{where}: 'routed_experts' is not base64 of a .npy: {shown(str(fault), 80)}") from None
     if ids.ndim != 3 or ids.dtype.kind not in "ui" or not ids.size or int(ids.max()) >= MAX_EXPERTS or ids.min() < 0:
         raise SpecError(f"{where}: 'routed_experts' must be ids [tokens, layers, top_k], got {list(ids.shape)}")
-    return ids.astype(np.int64)
+    whole: Counts = ids.astype(np.int64)
+    return whole
 
 
 def _add(total: Counts, counted: Counts, where: str) -> Counts:
@@ -187,7 +188,7 @@ def _safetensors(file: Path) -> dict[str, Counts]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        kind = TENSOR_TYPES.get(entry.get("dtype")) if isinstance(entry, dict) else None
+        kind = TENSOR_TYPES.get(str(entry.get("dtype"))) if isinstance(entry, dict) else None
         if kind is None:
             raise SpecError(f"{where}: tensor {shown(name)} has a type that holds no counts: {shown(entry)}")
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from solver.expertmap import ExpertPlacement
 from solver.specs.windows import LoadWindow
@@ -24,7 +25,7 @@ MAP_RULES: dict[str, str] = {
     "map-balance": "balancedness is what the map and the loads give",
     "map-objective": "the objective is what the map and the loads give",
     "map-bound": "no bound exceeds its objective, the gap follows from both, and OPTIMAL means that they are equal",
-    "map-moves": "the moves lead from the current map to this one, keep every expert served, and are no more than stated",
+    "map-moves": "the moves lead from the current map to this one, keep every expert served, and are as many as stated",
     "map-curve": "more moves never give less balance, nor more than the bound",
 }
 """Rules of the judge of expert maps, in its own words."""
@@ -188,9 +189,9 @@ def _figures(placed: ExpertPlacement, windows: Sequence[LoadWindow]) -> Iterator
         true = sum(b * w for b, w in zip(balances, weights, strict=True)) / sum(weights)
         if not _near(true, report.balancedness):
             yield Finding("map-balance", f"layer {layer}: {report.balancedness:.9g}, the map gives {true:.9g}")
-    for window, true in zip(placed.windows, of_window, strict=True):
-        if not _near(true, window.balancedness):
-            yield Finding("map-balance", f"window {window.name}: {window.balancedness:.9g}, the map gives {true:.9g}")
+    for stated, true in zip(placed.windows, of_window, strict=True):
+        if not _near(true, stated.balancedness):
+            yield Finding("map-balance", f"window {stated.name}: {stated.balancedness:.9g}, the map gives {true:.9g}")
 
 
 def _claims(placed: ExpertPlacement) -> Iterator[Finding]:
@@ -215,9 +216,10 @@ def _claims(placed: ExpertPlacement) -> Iterator[Finding]:
 
 def _curve(placed: ExpertPlacement) -> Iterator[Finding]:
     points = placed.curve or ()
-    for before, after in zip(points, points[1:], strict=False):
+    for before, after in pairwise(points):
         if after.moves <= before.moves or after.balancedness < before.balancedness - 1e-12:
-            yield Finding("map-curve", f"{after.moves} moves give {after.balancedness:.6f} after {before.balancedness:.6f}")
+            numbers = f"{after.balancedness:.6f} after {before.balancedness:.6f}"
+            yield Finding("map-curve", f"{after.moves} moves give {numbers}")
     for point in points:
         if point.balancedness > point.bound * (1 + ROUNDING):
             yield Finding("map-curve", f"{point.moves} moves: {point.balancedness:.6f} above bound {point.bound:.6f}")
