@@ -44,8 +44,10 @@ class PlaceOptions:
 
     time_limit_s: float = 30.0
     seed: int = 0
-    workers: int = 2
-    """Processes for the layers that one process leaves open."""
+    turns: int = 1000
+    """Most turns of the search; with time for all of them the result depends on the seed alone."""
+    workers: int = 1
+    """Processes among which the layers are dealt."""
 
 
 def reference_problem(objective: Objective | None = None) -> Problem:
@@ -93,7 +95,7 @@ def place(
     from solver.verify.expert_map import judge_placement
 
     options = options or PlaceOptions()
-    effort = Effort(options.time_limit_s, options.seed, workers=options.workers)
+    effort = Effort(options.time_limit_s, options.seed, turns=options.turns, workers=options.workers)
     placed = run_place(placing, tuple(windows), effort)
     verdict = judge_placement(placed, windows, placing.current)
     if not verdict.ok:

@@ -31,8 +31,8 @@ class Search:
     least: int = 1
     """Fewest replicas of an expert."""
     home_lre: Bools | None = None
-    """Replicas that are there already; with it, `budget` bounds the others (moves) of a layer."""
-    budget: int = 0
+    """Replicas that are there already; with it, `budget_l` bounds the others (moves) of a layer."""
+    budget_l: Ints | None = None
 
     def __post_init__(self) -> None:
         self.rank_n, self.start_r, self.size_r = self.shelf.rank_n, self.shelf.start_r, self.shelf.slots_r
@@ -123,6 +123,7 @@ class Search:
     def _too_many(self, layers: Ints, rank_a: Ints, expert_i: Ints) -> Bools:
         """Whether a swap would need more moves than the budget has, ``[layers, own slots, slots]``."""
         assert self.home_lre is not None
+        assert self.budget_l is not None
         at = np.arange(len(layers))
         slot, home = self.slot_ln[layers], self.home_lre[layers]
         i_home = home[at[:, None], rank_a[:, None], expert_i]
@@ -131,7 +132,7 @@ class Search:
         j_there = home[at[:, None], rank_a[:, None], slot]
         # A replica that leaves its home becomes a move, one that comes home stops being one.
         added = i_home.astype(np.int64)[:, :, None] - i_there + (j_home.astype(np.int64) - j_there)[:, None, :]
-        result: Bools = self.moves_l[layers][:, None, None] + added > self.budget
+        result: Bools = self.moves_l[layers][:, None, None] + added > self.budget_l[layers][:, None, None]
         return result
 
     def _in_domain(self, layers: Ints) -> Ints:
@@ -209,11 +210,11 @@ class Search:
         change += (np.take_along_axis(kept, chosen, 1) - np.take_along_axis(base, rank, 1))[:, :, None]
         change += (noise * scale)[:, None, None] * rng.exponential(size=change.shape)
         illegal = self.held_lre[layers][at[:, None], rank] | (count >= self.ranks)[:, None, :]
-        if self.home_lre is not None:
+        if self.home_lre is not None and self.budget_l is not None:
             home = self.home_lre[layers]
             leaves = home[at[:, None], rank, np.take_along_axis(slot, chosen, 1)].astype(np.int64)
             added = leaves[:, :, None] - home[at[:, None], rank]
-            illegal |= self.moves_l[layers][:, None, None] + added > self.budget
+            illegal |= self.moves_l[layers][:, None, None] + added > self.budget_l[layers][:, None, None]
         change[illegal] = NEVER
         flat = change.reshape(len(layers), -1)
         best = flat.argmin(axis=1)

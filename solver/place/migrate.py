@@ -17,16 +17,16 @@ from solver.place.state import Bools, Floats, Ints, Shelf, counts_of
 from solver.place.static import Effort, busiest
 
 
-def migrate(load_le: Floats, current_ln: Ints, start_ln: Ints, shelf: Shelf, moves: int, effort: Effort) -> Ints:
-    """Best placement found within `moves` moves of every layer from the current one, searched from `start_ln`."""
+def migrate(load_le: Floats, current_ln: Ints, start_ln: Ints, shelf: Shelf, moves_l: Ints, effort: Effort) -> Ints:
+    """Best placement found within `moves_l` moves of every layer from the current one, searched from `start_ln`."""
     home = home_lre(current_ln, shelf, load_le.shape[1])
     mean_l = load_le.sum(axis=1) / shelf.num_ranks
     goal_l = mean_l * (1 + effort.gap)
     least = 2 if shelf.spread else 1
     rng = np.random.default_rng(effort.seed)
-    search = Search(shelf, load_le, start_ln.copy(), goal_l.copy(), least, home, moves)
+    search = Search(shelf, load_le, start_ln.copy(), goal_l.copy(), least, home, moves_l)
     best_ln, best_l = search.slot_ln.copy(), search.rank_load_lr.max(axis=1)
-    if moves == 0:
+    if not moves_l.any():
         return best_ln
     step_l, idle = np.full(len(load_le), 0.02), np.zeros(len(load_le), dtype=np.int64)
     for _ in range(effort.turns):
@@ -145,7 +145,8 @@ def curve_loads(
     points, start = [], current_ln
     share = effort.seconds / max(1, len(moves))
     for number in moves:
-        start = migrate(load_le, current_ln, start, shelf, number, Effort(share, effort.seed, effort.gap))
+        moves_l = np.full(len(load_le), number, dtype=np.int64)
+        start = migrate(load_le, current_ln, start, shelf, moves_l, Effort(share, effort.seed, effort.gap))
         top = busiest(load_le, start, shelf)
         points.append((top, np.minimum(moves_bound_l(load_le, current_ln, shelf, number), top)))
     return points

@@ -13,10 +13,11 @@ import numpy as np
 from solver.expertmap import CurvePoint, ExpertPlacement, Move, PlacedLayer, WindowReport
 from solver.place.advice import advise
 from solver.place.bounds import binding_of, layer_bound
-from solver.place.finish import close_small
+from solver.place.exact import Rules, is_small, least_load, least_traffic
+from solver.place.finish import SMALL_SECONDS, place_parallel, robust_parallel
 from solver.place.migrate import curve_loads, home_lre, migrate, ordered_moves, stay_in_place
 from solver.place.repair import Fewest, refill, require_feasible
-from solver.place.robust import Aim, place_robust
+from solver.place.robust import Aim
 from solver.place.split import best_split, split_busiest_lk
 from solver.place.state import Floats, Ints, Shelf, State
 from solver.place.static import Effort
@@ -26,6 +27,10 @@ from solver.specs.windows import LoadWindow
 
 OPTIMAL_GAP = 1e-6
 """Relative gap below which a layer is called OPTIMAL: proofs round to billionths of a layer's load."""
+TRAFFIC_SECONDS = 2.0
+"""Time of CP-SAT for the traffic of one small layer."""
+SEARCH_SHARE = 0.9
+"""Share of the time limit for the searches; linear programs, judge and document take the rest."""
 HELD_OUT_SHARE = 0.5
 """Share of the time that goes to the placements without one window each."""
 
@@ -105,7 +110,8 @@ def run_place(placing: Placing, windows: tuple[LoadWindow, ...], effort: Effort)
     NoPlacementError
         No placement exists; the sentence proves it by counting.
     """
-    task = Task.of(placing, windows, effort)
+    task = Task.of(placing, windows, replace(effort, seconds=SEARCH_SHARE * effort.seconds))
+    effort = task.effort
     held_out = len(windows) > 1 and placing.current is None
     main = replace(effort, seconds=effort.seconds * (1 - HELD_OUT_SHARE)) if held_out else effort
     placed = _place(replace(task, effort=main))
@@ -119,18 +125,65 @@ def _place(task: Task) -> Placed:
     if placing.current is not None:
         placed = _from_current(task)
     elif len(task.windows) == 1:
-        found = close_small(task.load_lke[:, 0], task.windows[0].count_le, task.shelf, task.effort)
+        found = place_parallel(task.load_lke[:, 0], task.shelf, task.effort)
         placed = Placed(found.slot_ln, found.bound_l)
     else:
-        robust = place_robust(task.load_lke, task.shelf, task.aim, task.effort)
+        robust = robust_parallel(task.load_lke, task.shelf, task.aim, task.effort)
         placed = Placed(robust.slot_ln, robust.bound_l)
+    if is_small(task.load_lke.shape[2], task.shelf) and task.aim.name != "quantile":
+        placed = _close(task, placed)
     if placing.traffic_tolerance is not None and placing.nodes > 1:
-        slot_ln = lower_traffic(task.load_lke, placed.slot_ln, task.shelf, _nodes(task), placing.traffic_tolerance)
-        placed = replace(placed, slot_ln=slot_ln)
+        placed = replace(placed, slot_ln=_less_traffic(task, placed.slot_ln))
     if not placing.weighted:
         return placed
     split = best_split(task.load_lke, placed.slot_ln, task.shelf, task.aim)
     return replace(placed, share_ln=split.share_ln, bound_l=_mean_bound_l(task))
+
+
+def _close(task: Task, placed: Placed) -> Placed:
+    """CP-SAT on the layers whose bound is not met, in equal parts of the time that is left."""
+    slot_ln, bound_l = placed.slot_ln.copy(), placed.bound_l.copy()
+    load_lke, shelf = task.load_lke, task.shelf
+    state = State(shelf, load_lke, np.zeros_like(task.mean_le), slot_ln)
+    value_l = task.aim.value_l(state.rank_load_lkr().max(axis=2))
+    open_l = np.flatnonzero(value_l > bound_l * (1 + OPTIMAL_GAP))
+    for at, layer in enumerate(open_l):
+        left = (task.effort.deadline - time.monotonic()) / (len(open_l) - at)
+        rules = _rules(task, int(layer), placed.fewest)
+        solved = least_load(load_lke[layer], slot_ln[layer], rules, task.aim, left)
+        part = State(shelf, load_lke[[layer]], np.zeros_like(task.mean_le[[layer]]), solved.slot_n[None])
+        value = float(task.aim.value_l(part.rank_load_lkr().max(axis=2))[0])
+        if value <= value_l[layer]:
+            slot_ln[layer], value_l[layer] = solved.slot_n, value
+        bound_l[layer] = min(max(bound_l[layer], solved.bound), value_l[layer])
+    if task.placing.current is not None:
+        slot_ln = stay_in_place(np.array(task.placing.current)[:, task.slots], slot_ln, shelf)
+    return replace(placed, slot_ln=slot_ln, bound_l=bound_l)
+
+
+def _rules(task: Task, layer: int, fewest: Fewest | None) -> Rules:
+    """Rules of one layer for CP-SAT."""
+    if task.placing.current is None:
+        return Rules(task.shelf)
+    before = np.array(task.placing.current)[:, task.slots]
+    home = home_lre(before, task.shelf, task.load_lke.shape[2])[layer]
+    return Rules(task.shelf, home, int(_allowed_l(task, fewest)[layer]))
+
+
+def _less_traffic(task: Task, slot_ln: Ints) -> Ints:
+    """The traffic lowered within the tolerance: by swaps, and by CP-SAT where the layers are small."""
+    tolerance = task.placing.traffic_tolerance or 0.0
+    node_r, shelf, load_lke = _nodes(task), task.shelf, task.load_lke
+    lowered = lower_traffic(load_lke, slot_ln, shelf, node_r, tolerance)
+    if not is_small(load_lke.shape[2], shelf) or task.placing.current is not None:
+        return lowered
+    state = State(shelf, load_lke, np.zeros_like(task.mean_le), slot_ln)
+    limit_lk = state.rank_load_lkr().max(axis=2) * (1 + tolerance)
+    for layer in range(len(lowered)):
+        hint, limit_k = lowered[layer], limit_lk[layer]
+        solved = least_traffic(load_lke[layer], hint, Rules(shelf), node_r, limit_k, TRAFFIC_SECONDS)
+        lowered[layer] = solved.slot_n
+    return lowered
 
 
 def _mean_bound_l(task: Task) -> Floats:
@@ -150,15 +203,24 @@ def _from_current(task: Task) -> Placed:
     assert task.placing.current is not None
     before = np.array(task.placing.current)[:, task.slots]
     start, fewest = refill(task.mean_le, before, task.shelf)
-    load_le = task.mean_le
-    limit = task.placing.max_moves
     repaired = stay_in_place(before, start, task.shelf)
-    allowed = int(fewest.moves_l.max()) if limit is None and task.placing.dead else limit
-    if allowed is None:
-        allowed = task.shelf.num_slots
-    fewest.require(allowed)
-    slot_ln = migrate(load_le, before, repaired, task.shelf, allowed, task.effort)
+    if task.placing.max_moves is not None:
+        fewest.require(task.placing.max_moves)
+    effort = task.effort
+    if is_small(task.load_lke.shape[2], task.shelf):
+        effort = replace(effort, seconds=min(effort.seconds, SMALL_SECONDS))
+    slot_ln = migrate(task.mean_le, before, repaired, task.shelf, _allowed_l(task, fewest), effort)
     return Placed(stay_in_place(before, slot_ln, task.shelf), place_bound_l(task), fewest=fewest)
+
+
+def _allowed_l(task: Task, fewest: Fewest | None) -> Ints:
+    """Most moves of every layer: as asked; after a loss the fewest that repair it; else as many as there are slots."""
+    layers = len(task.load_lke)
+    if task.placing.max_moves is not None:
+        return np.full(layers, task.placing.max_moves, dtype=np.int64)
+    if task.placing.dead and fewest is not None:
+        return fewest.moves_l
+    return np.full(layers, task.shelf.num_slots, dtype=np.int64)
 
 
 def place_bound_l(task: Task) -> Floats:
@@ -188,8 +250,9 @@ def _held_out(task: Task) -> dict[int, HeldOut]:
         keep = np.array([k for k in range(count) if k != out])
         weight_k = task.aim.weight_k[keep] / task.aim.weight_k[keep].sum()
         aim = replace(task.aim, weight_k=weight_k)
-        effort = Effort(left / count, task.effort.seed)
-        trained = place_robust(task.load_lke[:, keep], task.shelf, aim, effort)
+        seconds = max(0.0, left - (time.monotonic() - begun)) / (count - out)
+        effort = Effort(0.8 * seconds, task.effort.seed, workers=task.effort.workers)
+        trained = robust_parallel(task.load_lke[:, keep], task.shelf, aim, effort)
         unseen = task.load_lke[:, [out]]
         even = State(task.shelf, unseen, np.zeros_like(unseen[:, 0]), trained.slot_ln).rank_load_lkr().max(axis=2)
         again = best_split(unseen, trained.slot_ln, task.shelf, Aim(np.ones(1)))

@@ -18,11 +18,17 @@ from solver.place.state import Floats, Ints, Shelf, counts_of
 
 GAP_GOAL = 5e-4
 """Relative gap at which a layer is left alone: a proved gap below 0.1 % has no operational value."""
+FINEST = 1e-5
+"""Gap at which even the polish stops."""
+POLISH_SHARE = 0.1
+POLISH_TURNS = 3
+"""Share of the time, and turns, that layers within the gap get on top."""
 FAR = 3e-3
 """Gap above which the replica counts are wrong rather than the packing: those layers get the count search."""
 COUNT_ROUNDS = 300
 TRADES = 30
-"""Rounds of the count search and of the exchange in one turn."""
+RESTARTS = 6
+"""Rounds of the count search, of the exchange, and packings of other counts, in one turn."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,8 @@ class _Improver:
         self.goal_l = bound_l * (1 + effort.gap)
         self.rng = np.random.default_rng(effort.seed)
         self.least = 2 if shelf.spread else 1
-        self.search = Search(shelf, load_le, slot_ln.copy(), self.goal_l.copy(), self.least)
+        self.finest_l = bound_l * (1 + min(effort.gap, FINEST))
+        self.search = Search(shelf, load_le, slot_ln.copy(), self.finest_l.copy(), self.least)
         self.search.settle(np.arange(len(load_le)), self.rng, 400)
         self.best_ln, self.best_l = self.search.slot_ln.copy(), self.search.rank_load_lr.max(axis=1)
         self.step_l = np.full(len(load_le), 0.01)
@@ -103,13 +110,59 @@ class _Improver:
         for _ in range(self.effort.turns):
             active = np.flatnonzero(self.best_l > self.goal_l)
             if not len(active) or time.monotonic() >= until:
-                return
+                break
             far = active[self.best_l[active] > self.goal_l[active] * (1 + FAR)]
             if counts is not None and len(far):
                 counts.run(far, until, COUNT_ROUNDS)
                 self._adopt(counts, far)
+            if redundant and len(far):
+                self._restart(far, until)
             near = np.setdiff1d(active, far)
             self._exchange(near if counts is not None and len(near) else active, until, trade=redundant)
+        self._polish(until, trade=redundant)
+
+    def _polish(self, until: float, *, trade: bool) -> None:
+        """A few more turns for the layers that are within the gap: cheap, and some get exact."""
+        within = np.flatnonzero((self.best_l <= self.goal_l) & (self.best_l > self.finest_l))
+        self.goal_l = self.finest_l
+        until = min(until, time.monotonic() + POLISH_SHARE * self.effort.seconds)
+        for _ in range(min(POLISH_TURNS, self.effort.turns)):
+            if not len(within) or time.monotonic() >= until:
+                return
+            self._exchange(within, until, trade=trade)
+
+    def _restart(self, layers: Ints, until: float) -> None:
+        """Packings of other replica counts: those of randomly distorted loads, or the best ones with a few traded."""
+        for _ in range(RESTARTS):
+            if time.monotonic() >= until:
+                return
+            load_le = self.load_le[layers]
+            if self.rng.random() < 0.5:
+                noise = np.exp(self.rng.choice([0.02, 0.1, 0.3]) * self.rng.normal(size=load_le.shape))
+                count_le = greedy_counts(load_le * noise, self.shelf, self.least)
+            else:
+                count_le = counts_of(self.best_ln[layers], load_le.shape[1])
+                self._distort(count_le)
+            packed = pack(load_le[:, None, :], np.zeros_like(load_le), count_le, self.shelf)
+            self._aim(layers)
+            self.search.slot_ln[layers] = packed.slot_ln
+            self.search.refresh(layers)
+            self.search.settle(layers, self.rng, 40)
+            self._keep(layers)
+
+    def _distort(self, count_le: Ints) -> None:
+        """Move one to three replicas of every layer to other experts."""
+        rows = np.arange(len(count_le))
+        for _ in range(int(self.rng.integers(1, 4))):
+            draw = self.rng.random(count_le.shape)
+            giver = np.where(count_le > self.least, draw, -1.0).argmax(axis=1)
+            draw = self.rng.random(count_le.shape)
+            draw[rows, giver] = -1.0
+            taker = np.where(count_le < self.shelf.num_ranks, draw, -1.0).argmax(axis=1)
+            legal = (count_le[rows, giver] > self.least) & (count_le[rows, taker] < self.shelf.num_ranks)
+            legal &= giver != taker
+            count_le[rows[legal], giver[legal]] -= 1
+            count_le[rows[legal], taker[legal]] += 1
 
     def _adopt(self, counts: CountSearch, layers: Ints) -> None:
         """Take the packings of the counts found, where they are better after swaps."""

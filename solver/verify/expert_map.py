@@ -55,6 +55,9 @@ def judge_placement(
     shape = list(_shape(placed, windows))
     if shape:
         return MapVerdict(tuple(shape))
+    strange = [finding for finding in _holds(placed) if finding.rule == "map-range"]
+    if strange:
+        return MapVerdict(tuple(strange))
     rules = [*_holds(placed), *_survives(placed), *_split(placed)]
     if not rules:
         rules += [*_figures(placed, windows), *_claims(placed), *_curve(placed)]
