@@ -109,6 +109,11 @@ def place(
             metavar="SHARE", help="Balance given up at most for less traffic between nodes.", rich_help_panel=HOW
         ),
     ] = None,
+    tokens_per_step: Annotated[
+        int | None,
+        typer.Option(metavar="T", help="Say what balance is worth at so many tokens a step.", rich_help_panel=HOW),
+    ] = None,
+    top_k: Annotated[int, typer.Option(metavar="K", help="Experts that a token chooses.", rich_help_panel=HOW)] = 8,
     current: Annotated[
         str | None, typer.Option(metavar="FILE", help="Map in force now.", rich_help_panel=CHANGE)
     ] = None,
@@ -181,6 +186,8 @@ def place(
         max_moves=moves,
         curve=_numbers(curve, "--curve"),
         traffic_tolerance=traffic_tolerance,
+        tokens_per_step=tokens_per_step,
+        top_k=top_k,
     )
     options = _options(time_limit, seed, workers)
     given = _windows(loads, weights, windows, experts)

@@ -1,7 +1,6 @@
 """What balance is worth, and which lever is the better one: redundancy, drift or topology.
 
-A step of T tokens routes at random: even a perfect placement is uneven then. The noise is that of
-:func:`solver.cost.experts.routing_noise`.
+A step of T tokens routes at random: even a perfect placement is uneven then.
 """
 
 from __future__ import annotations
@@ -46,6 +45,23 @@ def advise(placed: ExpertPlacement) -> tuple[str, ...]:
             "no placement does."
         )
     return tuple(said)
+
+
+def worth(placed: ExpertPlacement, load_lke: Floats, tokens: int, top_k: int) -> tuple[str, ...]:
+    """What the balance of a placement is worth at a step's real number of tokens, in a sentence."""
+    step = step_balancedness(placed, load_lke, tokens, top_k)
+    fluid = placed.balancedness
+    rest = step * (1 / fluid - 1)
+    lever = (
+        "routing noise dominates: a better placement buys nothing, more tokens per step do"
+        if rest < 0.01
+        else "the placement dominates: more redundant slots, or more windows, are the lever"
+    )
+    return (
+        f"At {tokens:,} tokens per step of top-{top_k} routing expect a balancedness of {step:.3f} in a single step, "
+        f"where averaged loads give {fluid:.3f}; perfect static balance would shorten the expert step by at most "
+        f"{max(0.0, rest):.2%}: {lever}.",
+    )
 
 
 def step_balancedness(placed: ExpertPlacement, load_lke: Floats, tokens: int, top_k: int, seed: int = 0) -> float:

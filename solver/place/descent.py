@@ -7,6 +7,8 @@ swap is one matrix product. Shape suffixes: L layers, K windows, R ranks, N slot
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,12 +36,20 @@ class Smooth:
         return value
 
 
-def descend(state: State, smooth: Smooth, rounds: int = 100) -> None:
-    """Swap replicas until no swap of two lowers the smooth maximum of any layer, or the rounds are over; in place."""
+def descend(state: State, smooth: Smooth, rounds: int = 100, deadline: float = math.inf) -> None:
+    """Swap replicas until no swap of two lowers the smooth maximum of any layer, or rounds or time are over; in place.
+
+    The time is dealt evenly over the chunks of layers.
+    """
+    chunks = -(-len(state.slot_ln) // LAYERS_AT_ONCE)
     for first in range(0, len(state.slot_ln), LAYERS_AT_ONCE):
+        now = time.monotonic()
+        until = now + (deadline - now) / (chunks - first // LAYERS_AT_ONCE)
         active = np.arange(first, min(first + LAYERS_AT_ONCE, len(state.slot_ln)))
         for _ in range(rounds):
             part = state.take(active)
+            if time.monotonic() > until:
+                break
             moved = _round(part, smooth)
             state.slot_ln[active] = part.slot_ln
             active = active[moved]

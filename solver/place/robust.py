@@ -25,6 +25,8 @@ DRIFT_ENERGY = 0.02
 """Squared length of an added drift window's deviation, relative to the mixture's; chosen by leave-one-window-out."""
 SPREAD_WEIGHT = 1.0
 """Standard deviations over the windows that are added to an expert's mean load when replicas are dealt."""
+LEAST_SECONDS = 2.0
+"""Time that the swaps get at least: without them a placement is not worth having."""
 BETA = 100.0
 """Sharpness of the smooth maximum, per mean rank load."""
 
@@ -98,7 +100,7 @@ def drift_windows(load_lke: Floats, aim: Aim) -> tuple[Floats, Floats]:
 
 def improve(state: State, smooth: Smooth, effort: Effort, least: int) -> None:
     """Swaps to a local optimum; then trades of replicas, each repaired by swaps and kept where the objective fell."""
-    descend(state, smooth)
+    descend(state, smooth, deadline=max(effort.deadline, effort.begun + LEAST_SECONDS))
     if state.shelf.num_slots <= least * state.num_experts:
         return
     rng = np.random.default_rng(effort.seed)

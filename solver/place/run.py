@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from solver.expertmap import CurvePoint, ExpertPlacement, Move, PlacedLayer, WindowReport
-from solver.place.advice import advise
+from solver.place.advice import advise, worth
 from solver.place.bounds import binding_of, layer_bound
 from solver.place.exact import Rules, is_small, least_load, least_traffic
 from solver.place.finish import SMALL_SECONDS, place_parallel, robust_parallel
@@ -318,7 +318,10 @@ def _document(task: Task, placed: Placed, held: dict[int, HeldOut]) -> ExpertPla
         seed=task.effort.seed,
         wall_s=time.monotonic() - task.effort.begun,
     )
-    return document.model_copy(update={"advice": advise(document)})
+    said = advise(document)
+    if placing.tokens_per_step is not None:
+        said += worth(document, task.load_lke, placing.tokens_per_step, placing.top_k)
+    return document.model_copy(update={"advice": said})
 
 
 def _sorted(slot_ln: Ints, shelf: Shelf) -> Ints:

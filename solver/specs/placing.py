@@ -27,7 +27,7 @@ class Placing:
     current : map in force now, one row of experts per layer
     max_moves : most replicas loaded per layer, from `current`
     curve : numbers of moves per layer of the curve balance against moves
-    pairs : layers x experts x experts tokens that chose both experts; absent: choices are independent
+    tokens_per_step, top_k : tokens of a step over all ranks and experts each chooses, for what balance is worth
     traffic_tolerance : share of the busiest rank's load that may be given up for less traffic between nodes
     """
 
@@ -43,6 +43,8 @@ class Placing:
     max_moves: int | None = None
     curve: tuple[int, ...] = ()
     traffic_tolerance: float | None = None
+    tokens_per_step: int | None = None
+    top_k: int = 8
 
     @staticmethod
     def even(ranks: int, slots_per_rank: int, **more: object) -> Placing:
@@ -117,6 +119,10 @@ class Placing:
             raise SpecError(f"the windows have different shapes [layers, experts]: {sorted(shapes)}")
         if any(not window.weight > 0 for window in windows):
             raise SpecError("the weight of a window must be above 0; leave the window out instead")
+        if self.tokens_per_step is not None and not 1 <= self.tokens_per_step <= 2**24:
+            raise SpecError(f"--tokens-per-step {self.tokens_per_step}: give a number from 1 to {2**24}")
+        if not 1 <= self.top_k <= windows[0].count_le.shape[1]:
+            raise SpecError(f"--top-k {self.top_k}: give a number from 1 to {windows[0].count_le.shape[1]}")
         if not 0 <= (self.traffic_tolerance or 0.0) <= 1:
             raise SpecError(f"--traffic-tolerance {self.traffic_tolerance}: give a share from 0 to 1")
 
