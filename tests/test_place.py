@@ -18,7 +18,7 @@ from solver.place.bounds import layer_bound, price_bound
 from solver.place.state import Shelf
 from solver.verify.expert_map import MAP_RULES, judge_placement
 
-FAST = PlaceOptions(time_limit_s=20, workers=1)
+FAST = PlaceOptions(time_limit_s=20, turns=1)
 
 
 def window(*rows: list[int], name: str = "w", weight: float = 1.0) -> LoadWindow:
@@ -388,7 +388,7 @@ def test_the_command_keeps_its_contract(loads: Path) -> None:
 
 
 def test_the_command_writes_maps_and_verify_judges_them(loads: Path, tmp_path: Path) -> None:
-    base = ("place", "--loads", loads, "--ranks", "4", "--slots-per-rank", "5", "--time-limit", "5")
+    base = ("place", "--loads", loads, "--ranks", "4", "--slots-per-rank", "5", "--time-limit", "1")
     document = tmp_path / "map.json"
     assert run(*base, "--weighted", "--out", document).code == 0
     assert run("verify", document, "--loads", loads).out.startswith("CONFIRMED")

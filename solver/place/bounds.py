@@ -105,26 +105,41 @@ def price_bound(load_e: Floats, shelf: Shelf, span: tuple[float, float], least: 
 
 def _impossible(share_ec: Floats, count_c: Ints, top: float, shelf: Shelf) -> bool:
     """Whether some prices prove that no placement has a maximum of `top`."""
-    slots, total = int(shelf.slots_r[0]), shelf.num_slots
+    slots = int(shelf.slots_r[0])
     allowed = share_ec <= top
     if not allowed.any(axis=1).all():
         return True
     for tau in np.linspace(0.0, top / slots, PRICES + 1)[1:]:
-        paid = np.where(allowed, np.maximum(np.minimum(share_ec, tau), share_ec - (top - slots * tau)), np.inf)
-        whole = count_c * paid
-        # The excess over what the ranks may pay is concave in mu; its slope is the slots of the cheapest counts.
-        left, right = 0.0, top
-        for _ in range(14):
-            middle = (left + right) / 2
-            price = whole + middle * count_c
-            cheapest = price.argmin(axis=1)
-            excess = float(np.take_along_axis(price, cheapest[:, None], 1).sum()) - total * (tau + middle)
-            if excess > 1e-9 * top:
-                return True
-            used = int(count_c[cheapest].sum())
-            if used == total:
-                break
-            left, right = (middle, right) if used > total else (left, middle)
+        paid = np.maximum(np.minimum(share_ec, tau), share_ec - (top - slots * tau))
+        if _too_dear(np.where(allowed, paid, np.inf), count_c, shelf, shelf.num_slots * tau):
+            return True
+    if slots != 2:
+        return False
+    for small in np.linspace(0.0, top / 2, 2 * PRICES + 1)[1:]:
+        # Two replicas on a rank: at most one is above half the maximum, and what joins a large one is small.
+        paid = np.where(share_ec > top - small, 1.0, np.where(share_ec >= small, 0.5, 0.0))
+        if _too_dear(np.where(allowed, paid, np.inf), count_c, shelf, float(shelf.num_ranks)):
+            return True
+    return False
+
+
+def _too_dear(paid_ec: Floats, count_c: Ints, shelf: Shelf, budget: float) -> bool:
+    """Whether even the cheapest counts pay more than `budget`, for some price of a slot that all slots pay."""
+    whole = count_c * paid_ec
+    unit = budget / shelf.num_slots
+    left, right = 0.0, float(shelf.slots_r[0]) * unit
+    for _ in range(14):
+        middle = (left + right) / 2
+        price = whole + middle * count_c
+        cheapest = price.argmin(axis=1)
+        least = float(np.take_along_axis(price, cheapest[:, None], 1).sum())
+        if least - budget - shelf.num_slots * middle > 1e-9 * budget:
+            return True
+        used = int(count_c[cheapest].sum())
+        if used == shelf.num_slots:
+            return False
+        # The excess is concave in the price; its slope is the slots that the cheapest counts use too many.
+        left, right = (middle, right) if used > shelf.num_slots else (left, middle)
     return False
 
 

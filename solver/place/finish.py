@@ -23,14 +23,16 @@ from solver.place.static import Effort, Found, place_static
 T = TypeVar("T")
 FIRST_SECONDS = 2.0
 """Search in this process before others are started: most placements need no more."""
-SMALL_SECONDS = 0.1
-"""Search in small layers before CP-SAT closes them."""
+SMALL_SECONDS = 0.3
+SMALL_TURNS = 8
+"""Search per small layer before CP-SAT closes it, in seconds and turns."""
 
 
 def place_parallel(load_le: Floats, shelf: Shelf, effort: Effort) -> Found:
     """Placement of every layer for one window; what one process leaves open goes to several."""
     if is_small(load_le.shape[1], shelf):
-        return place_static(load_le, shelf, replace(effort, seconds=min(effort.seconds, SMALL_SECONDS)))
+        seconds = min(effort.seconds, SMALL_SECONDS * len(load_le))
+        return place_static(load_le, shelf, replace(effort, seconds=seconds, turns=min(effort.turns, SMALL_TURNS)))
     alone = effort.workers == 1
     found = place_static(load_le, shelf, replace(effort, seconds=min(effort.seconds, 1e9 if alone else FIRST_SECONDS)))
     open_l = np.flatnonzero(found.busiest_l > found.bound_l * (1 + effort.gap))

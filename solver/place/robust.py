@@ -21,7 +21,7 @@ from solver.place.pack import greedy_counts, pack
 from solver.place.state import Floats, Ints, Shelf, State
 from solver.place.static import Effort
 
-DRIFT_ENERGY = 0.02
+DRIFT_ENERGY = 0.005
 """Squared length of an added drift window's deviation, relative to the mixture's; chosen by leave-one-window-out."""
 SPREAD_WEIGHT = 1.0
 """Standard deviations over the windows that are added to an expert's mean load when replicas are dealt."""

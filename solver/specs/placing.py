@@ -121,7 +121,7 @@ class Placing:
             raise SpecError("the weight of a window must be above 0; leave the window out instead")
         if self.tokens_per_step is not None and not 1 <= self.tokens_per_step <= 2**24:
             raise SpecError(f"--tokens-per-step {self.tokens_per_step}: give a number from 1 to {2**24}")
-        if not 1 <= self.top_k <= windows[0].count_le.shape[1]:
+        if self.tokens_per_step is not None and not 1 <= self.top_k <= windows[0].count_le.shape[1]:
             raise SpecError(f"--top-k {self.top_k}: give a number from 1 to {windows[0].count_le.shape[1]}")
         if not 0 <= (self.traffic_tolerance or 0.0) <= 1:
             raise SpecError(f"--traffic-tolerance {self.traffic_tolerance}: give a share from 0 to 1")
