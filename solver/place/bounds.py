@@ -113,13 +113,6 @@ def _impossible(share_ec: Floats, count_c: Ints, top: float, shelf: Shelf) -> bo
         paid = np.maximum(np.minimum(share_ec, tau), share_ec - (top - slots * tau))
         if _too_dear(np.where(allowed, paid, np.inf), count_c, shelf, shelf.num_slots * tau):
             return True
-    if slots != 2:
-        return False
-    for small in np.linspace(0.0, top / 2, 2 * PRICES + 1)[1:]:
-        # Two replicas on a rank: at most one is above half the maximum, and what joins a large one is small.
-        paid = np.where(share_ec > top - small, 1.0, np.where(share_ec >= small, 0.5, 0.0))
-        if _too_dear(np.where(allowed, paid, np.inf), count_c, shelf, float(shelf.num_ranks)):
-            return True
     return False
 
 

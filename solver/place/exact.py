@@ -18,7 +18,7 @@ UNITS = 10**9
 """One mean rank load."""
 WEIGHTS = 10**4
 """The weights of all windows together, where they are no simple fractions."""
-MAX_EXACT_VARIABLES = 3000
+MAX_EXACT_VARIABLES = 700
 """Largest model (experts x ranks x replica counts) that is built."""
 MAX_SECONDS = 10.0
 

@@ -21,6 +21,8 @@ from solver.place.state import Floats, Ints, Shelf
 from solver.place.static import Effort, Found, place_static
 
 T = TypeVar("T")
+POLISH_SHARE, POLISH_SECONDS = 0.1, 1.0
+"""Share of the time, and seconds, for layers that are within the gap already."""
 FIRST_SECONDS = 2.0
 """Search in this process before others are started: most placements need no more."""
 SMALL_SECONDS = 0.3
@@ -34,7 +36,9 @@ def place_parallel(load_le: Floats, shelf: Shelf, effort: Effort) -> Found:
         seconds = min(effort.seconds, SMALL_SECONDS * len(load_le))
         return place_static(load_le, shelf, replace(effort, seconds=seconds, turns=min(effort.turns, SMALL_TURNS)))
     alone = effort.workers == 1
-    found = place_static(load_le, shelf, replace(effort, seconds=min(effort.seconds, 1e9 if alone else FIRST_SECONDS)))
+    polish_s = min(POLISH_SECONDS, POLISH_SHARE * effort.seconds)
+    seconds = effort.seconds - polish_s if alone else min(effort.seconds, FIRST_SECONDS)
+    found = place_static(load_le, shelf, replace(effort, seconds=seconds, polish_s=polish_s))
     open_l = np.flatnonzero(found.busiest_l > found.bound_l * (1 + effort.gap))
     seconds = effort.deadline - time.monotonic()
     if alone or len(open_l) < 2 or seconds < FIRST_SECONDS:

@@ -20,15 +20,16 @@ GAP_GOAL = 5e-4
 """Relative gap at which a layer is left alone: a proved gap below 0.1 % has no operational value."""
 FINEST = 1e-5
 """Gap at which even the polish stops."""
-POLISH_SHARE = 0.1
-POLISH_TURNS = 3
-"""Share of the time, and turns, that layers within the gap get on top."""
+POLISH_TURNS = 30
+"""Most turns that layers within the gap get on top."""
 FAR = 3e-3
 """Gap above which the replica counts are wrong rather than the packing: those layers get the count search."""
 COUNT_ROUNDS = 300
 TRADES = 30
 RESTARTS = 6
 """Rounds of the count search, of the exchange, and packings of other counts, in one turn."""
+NARROW = 5
+"""Slots per rank up to which the count search scores packings well, so that one other packing a turn is enough."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Effort:
     """Most turns of the search; with enough seconds for all of them the result depends on the seed alone."""
     workers: int = 1
     """Processes for the layers that stay open."""
+    polish_s: float = 0.0
+    """Seconds for layers that are within the gap already: cheap, and some get exact."""
     begun: float = field(default_factory=time.monotonic)
 
     @property
@@ -119,21 +122,23 @@ class _Improver:
                 self._restart(far, until)
             near = np.setdiff1d(active, far)
             self._exchange(near if counts is not None and len(near) else active, until, trade=redundant)
-        self._polish(until, trade=redundant)
+        self._polish(trade=redundant)
 
-    def _polish(self, until: float, *, trade: bool) -> None:
+    def _polish(self, *, trade: bool) -> None:
         """A few more turns for the layers that are within the gap: cheap, and some get exact."""
         within = np.flatnonzero((self.best_l <= self.goal_l) & (self.best_l > self.finest_l))
         self.goal_l = self.finest_l
-        until = min(until, time.monotonic() + POLISH_SHARE * self.effort.seconds)
+        until = time.monotonic() + self.effort.polish_s
         for _ in range(min(POLISH_TURNS, self.effort.turns)):
+            within = within[self.best_l[within] > self.goal_l[within]]
             if not len(within) or time.monotonic() >= until:
                 return
             self._exchange(within, until, trade=trade)
 
     def _restart(self, layers: Ints, until: float) -> None:
         """Packings of other replica counts: those of randomly distorted loads, or the best ones with a few traded."""
-        for _ in range(RESTARTS):
+        narrow = int(self.shelf.slots_r.max()) <= NARROW
+        for _ in range(1 if narrow else RESTARTS):
             if time.monotonic() >= until:
                 return
             load_le = self.load_le[layers]
