@@ -31,6 +31,8 @@ class PlacedLayer(Spec):
     """Replicas that are loaded onto a rank that lacked them, when a current placement was given."""
     traffic: float | None = None
     """Share of the dispatched token copies that leave their node, when nodes were given."""
+    traffic_bound: float | None = None
+    """No placement in these slots has less traffic, balanced or not."""
 
 
 class WindowReport(Spec):

@@ -337,6 +337,8 @@ def mutations(placed: ExpertPlacement) -> Iterator[tuple[str, ExpertPlacement]]:
     yield "map-bound", with_layer(bound=report.objective * 1.1)
     yield "map-bound", with_layer(status="FEASIBLE" if report.status == "OPTIMAL" else "OPTIMAL")
     yield "map-bound", with_layer(gap=report.gap + 0.01)
+    yield "map-traffic", with_layer(traffic=(report.traffic or 0.0) + 1e-3)
+    yield "map-traffic", with_layer(traffic_bound=1.0)
     yield "map-moves", with_layer(moves=(report.moves or 0) + 1)
     yield "map-moves", placed.model_copy(update={"moves": (placed.moves or ())[1:]})
     yield "map-moves", placed.model_copy(update={"max_moves": 0})

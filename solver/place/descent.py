@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solver.place.state import Bools, Floats, Ints, State, may_move_lnr
+from solver.place.state import Bools, Floats, State, may_move_lnr
 
 MOST_SWAPS = 8
 """Swaps of disjoint pairs of ranks that one look at all swaps may take."""
@@ -108,11 +108,3 @@ def busiest_lk(state: State) -> Floats:
     plain = State(state.shelf, state.load_lke, np.zeros_like(state.drift_le), state.slot_ln)
     busiest: Floats = plain.rank_load_lkr().max(axis=2)
     return busiest
-
-
-def order_by_rank(slot_ln: Ints, state: State) -> Ints:
-    """Slots of every rank in ascending order of their experts (equal placements get equal maps)."""
-    sorted_ln = slot_ln.copy()
-    for start, size in zip(state.shelf.start_r, state.shelf.slots_r, strict=True):
-        sorted_ln[:, start : start + size].sort(axis=1)
-    return sorted_ln

@@ -21,7 +21,7 @@ from solver.place.robust import Aim
 from solver.place.split import best_split, split_busiest_lk
 from solver.place.state import Floats, Ints, Shelf, State
 from solver.place.static import Effort
-from solver.place.traffic import lower_traffic, traffic_l
+from solver.place.traffic import lower_traffic, traffic_bound_l, traffic_l
 from solver.specs.placing import Placing
 from solver.specs.windows import LoadWindow
 
@@ -335,7 +335,7 @@ def _layers(
     """Report of every layer from its objective, bound and balancedness."""
     placing = task.placing
     objective_l, bound_l, balance_l = figures
-    moves_l, traffic = None, None
+    moves_l, traffic, least = None, None, None
     if placing.current is not None:
         before = np.array(placing.current)[:, task.slots]
         experts = task.load_lke.shape[2]
@@ -343,6 +343,7 @@ def _layers(
         moves_l = (now & ~old).sum(axis=(1, 2))
     if placing.nodes > 1:
         traffic = traffic_l(task.mean_le, slot_ln, task.shelf, _nodes(task))
+        least = np.minimum(traffic_bound_l(task.mean_le, task.shelf, _nodes(task)), traffic)
     reports = []
     for at in range(len(slot_ln)):
         objective, bound = float(objective_l[at] * scale_l[at]), float(bound_l[at] * scale_l[at])
@@ -357,6 +358,7 @@ def _layers(
                 binding=binding_of(task.mean_le[at], task.shelf, 2 if task.shelf.spread else 1),
                 moves=None if moves_l is None else int(moves_l[at]),
                 traffic=None if traffic is None else float(traffic[at]),
+                traffic_bound=None if least is None else float(least[at]),
             )
         )
     return tuple(reports)

@@ -26,6 +26,7 @@ MAP_RULES: dict[str, str] = {
     "map-objective": "the objective is what the map and the loads give",
     "map-bound": "no bound exceeds its objective, the gap follows from both, and OPTIMAL means that they are equal",
     "map-moves": "the moves lead from the current map to this one, keep every expert served, and are as many as stated",
+    "map-traffic": "traffic is the share of token copies that leave their node, and no less than its bound",
     "map-curve": "more moves never give less balance, nor more than the bound",
 }
 """Rules of the judge of expert maps, in its own words."""
@@ -60,7 +61,7 @@ def judge_placement(
         return MapVerdict(tuple(strange))
     rules = [*_holds(placed), *_survives(placed), *_split(placed)]
     if not rules:
-        rules += [*_figures(placed, windows), *_claims(placed), *_curve(placed)]
+        rules += [*_figures(placed, windows), *_claims(placed), *_curve(placed), *_traffic(placed, windows)]
         if current is not None:
             rules += _moves(placed, current)
     return MapVerdict(tuple(rules))
@@ -226,6 +227,27 @@ def _curve(placed: ExpertPlacement) -> Iterator[Finding]:
     for point in points:
         if point.balancedness > point.bound * (1 + ROUNDING):
             yield Finding("map-curve", f"{point.moves} moves: {point.balancedness:.6f} above bound {point.bound:.6f}")
+
+
+def _traffic(placed: ExpertPlacement, windows: Sequence[LoadWindow]) -> Iterator[Finding]:
+    """Tokens come evenly from the nodes of the living ranks and stay where their expert has a replica."""
+    dead = set(placed.dead_ranks)
+    nodes = {placed.domain_of_rank[rank] for rank in range(placed.ranks) if rank not in dead}
+    for layer, report in enumerate(placed.layers):
+        if report.traffic is None:
+            continue
+        where: dict[int, set[int]] = {}
+        for slot, expert in enumerate(placed.physical_to_logical_map[layer]):
+            where.setdefault(expert, set()).add(placed.domain_of_rank[placed.rank_of_slot[slot]])
+        stays, total = 0.0, sum(window.weight for window in windows)
+        for window in windows:
+            counts = [int(count) for count in window.count_le[layer]]
+            held = sum(count * len(where[expert]) for expert, count in enumerate(counts))
+            stays += window.weight / total * held / sum(counts) / (max(nodes) + 1)
+        if not math.isclose(1 - stays, report.traffic, rel_tol=ROUNDING, abs_tol=1e-9):
+            yield Finding("map-traffic", f"layer {layer}: {report.traffic:.9g}, the map gives {1 - stays:.9g}")
+        if report.traffic_bound is not None and report.traffic_bound > report.traffic + 1e-9:
+            yield Finding("map-traffic", f"layer {layer}: bound {report.traffic_bound:.9g} above {report.traffic:.9g}")
 
 
 def _moves(placed: ExpertPlacement, current: Sequence[Sequence[int]]) -> Iterator[Finding]:
