@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from solver.api import (
+        PlaceOptions,
         SolveOptions,
         calibrate,
         check,
         compare,
         evaluate,
+        place,
         placement,
         predict,
         read_measurements,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from solver.errors import (
         CatalogError,
         ExportError,
+        NoPlacementError,
         OutputError,
         PlanError,
         SolverError,
@@ -35,11 +38,14 @@ if TYPE_CHECKING:
         UnitError,
         UnknownArchitectureError,
     )
+    from solver.expertmap import ExpertPlacement
     from solver.export import Export, ExportOptions, bench_script, export
     from solver.plan import Comparison, Evaluation, GpuRecord, NoPlan, Plan
     from solver.specs.hardware import Cluster, Gpu
     from solver.specs.llm import Llm
+    from solver.specs.placing import Placing
     from solver.specs.problem import Objective, Pins, Problem, Space
+    from solver.specs.windows import LoadWindow, read_windows
     from solver.specs.workload import Slo, Workload
     from solver.strategy import Strategy, parse_label
     from solver.verify import Verification
@@ -52,16 +58,21 @@ __all__ = [
     "Cluster",
     "Comparison",
     "Evaluation",
+    "ExpertPlacement",
     "Export",
     "ExportError",
     "ExportOptions",
     "Gpu",
     "GpuRecord",
     "Llm",
+    "LoadWindow",
+    "NoPlacementError",
     "NoPlan",
     "Objective",
     "OutputError",
     "Pins",
+    "PlaceOptions",
+    "Placing",
     "Plan",
     "PlanError",
     "Problem",
@@ -83,9 +94,11 @@ __all__ = [
     "evaluate",
     "export",
     "parse_label",
+    "place",
     "placement",
     "predict",
     "read_measurements",
+    "read_windows",
     "reference_problem",
     "solve",
     "verify",
@@ -93,11 +106,13 @@ __all__ = [
 
 _NAMES_OF_MODULE = {
     "solver.api": (
+        "PlaceOptions",
         "SolveOptions",
         "calibrate",
         "check",
         "compare",
         "evaluate",
+        "place",
         "placement",
         "predict",
         "read_measurements",
@@ -110,6 +125,7 @@ _NAMES_OF_MODULE = {
     "solver.errors": (
         "CatalogError",
         "ExportError",
+        "NoPlacementError",
         "OutputError",
         "PlanError",
         "SolverError",
@@ -120,9 +136,12 @@ _NAMES_OF_MODULE = {
     ),
     "solver.export": ("Export", "ExportOptions", "bench_script", "export"),
     "solver.plan": ("Comparison", "Evaluation", "GpuRecord", "NoPlan", "Plan"),
+    "solver.expertmap": ("ExpertPlacement",),
     "solver.specs.hardware": ("Cluster", "Gpu"),
     "solver.specs.llm": ("Llm",),
     "solver.specs.problem": ("Objective", "Pins", "Problem", "Space"),
+    "solver.specs.placing": ("Placing",),
+    "solver.specs.windows": ("LoadWindow", "read_windows"),
     "solver.specs.workload": ("Slo", "Workload"),
     "solver.strategy": ("Strategy", "parse_label"),
     "solver.verify": ("Verification",),

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 from solver.audit import AuditReport, Claims, proposed_strategy
 from solver.audit import audit as _audit
 from solver.errors import StrategyError
+from solver.expertmap import ExpertPlacement
 from solver.plan import Comparison, Evaluation, GpuRecord, NoPlan, Plan, expand
 from solver.specs import catalog
 from solver.specs.calibration import Calibration
 from solver.specs.measurements import Measurement, read_measurements, served_cluster
+from solver.specs.placing import Placing
 from solver.specs.problem import Objective, Pins, Problem
+from solver.specs.windows import LoadWindow
 from solver.strategy import Strategy, parse_label
 from solver.verify import verify
 
@@ -22,11 +25,13 @@ if TYPE_CHECKING:
     from solver.search.loop import Progress
 
 __all__ = [
+    "PlaceOptions",
     "SolveOptions",
     "calibrate",
     "check",
     "compare",
     "evaluate",
+    "place",
     "placement",
     "predict",
     "read_measurements",
@@ -50,6 +55,18 @@ class SolveOptions:
     is proved the next best by a solve of its own."""
     on_progress: Callable[[Progress], None] | None = None
     """Called with objective, bound, gap and elapsed time whenever they improve."""
+
+
+@dataclass(frozen=True)
+class PlaceOptions:
+    """How hard :func:`place` looks."""
+
+    time_limit_s: float = 30.0
+    seed: int = 0
+    turns: int = 1000
+    """Most turns of the search; with time for all of them the result depends on the seed alone."""
+    workers: int = 1
+    """Processes among which the layers are dealt."""
 
 
 def reference_problem(objective: Objective | None = None) -> Problem:
@@ -76,6 +93,33 @@ def solve(problem: Problem | None = None, options: SolveOptions | None = None) -
     options = options or SolveOptions()
     how = SearchOptions(options.workers, options.seed, options.time_limit_s, options.ties)
     return search(problem or reference_problem(), how, options.on_progress or (lambda _progress: None))
+
+
+def place(
+    windows: Sequence[LoadWindow], placing: Placing, options: PlaceOptions | None = None
+) -> ExpertPlacement:
+    """Place expert replicas on ranks from measured loads; the independent judge has passed what is returned.
+
+    Raises
+    ------
+    SpecError
+        The question makes no sense.
+    NoPlacementError
+        No placement exists, proved.
+    RuntimeError
+        The judge convicts the placement: a bug of this package.
+    """
+    from solver.place.run import run_place
+    from solver.place.static import Effort
+    from solver.verify.expert_map import judge_placement
+
+    options = options or PlaceOptions()
+    effort = Effort(options.time_limit_s, options.seed, turns=options.turns, workers=options.workers)
+    placed = run_place(placing, tuple(windows), effort)
+    verdict = judge_placement(placed, windows, placing.current)
+    if not verdict.ok:
+        raise RuntimeError(f"the judge convicts the placement: {verdict.findings[0]}")
+    return placed
 
 
 def evaluate(problem: Problem, strategy: Strategy | str) -> Evaluation:

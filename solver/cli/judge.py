@@ -124,9 +124,16 @@ def verify(
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Enumerate the degree space, too, and confirm the optimum.")
     ] = False,
+    loads: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Loads that an expert placement was made for.", show_default=False),
+    ] = None,
+    current: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Map that the moves of an expert placement start from.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON instead.")] = False,
 ) -> None:
-    """Judge a plan without the solver: every rule, metric and claim again.
+    """Judge a plan, or an expert placement, without the solver: every rule, metric and claim again.
 
     Exit codes: 0 confirmed, 2 no plan document, 4 the judge convicts it.
     """
@@ -137,6 +144,10 @@ def verify(
     from solver.report.terminal import terminal
     from solver.report.verdict import show_verdict
 
+    if loads or current:
+        from solver.cli.place import MAX_DOCUMENT_BYTES, verify_map
+
+        verify_map(read_text(plan, MAX_DOCUMENT_BYTES), plan, loads or [], current, as_json=as_json)
     document = read_plan(plan)
     verdict = api.verify(document, exhaustive=exhaustive)
     if as_json:
