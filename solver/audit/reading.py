@@ -226,5 +226,6 @@ def _calibration(claims: Claims, base: Calibration) -> Calibration:
         if not claims.mfu_prefill_only:
             data["attention_efficiency"], origins["attention_efficiency"] = claims.mfu, stated
     if claims.facts.bandwidth_utilization is not None:
-        data["memory_efficiency"], origins["memory_efficiency"] = claims.facts.bandwidth_utilization, stated
+        for name in ("memory_efficiency", "cache_efficiency"):
+            data[name], origins[name] = claims.facts.bandwidth_utilization, stated
     return Calibration.read(data, claims.source)

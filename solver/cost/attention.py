@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from solver.cost.lengths import Lengths
-from solver.cost.machine import BYTES_PER_KIB, Floats, Gemm, Ints, Machine, ceil_int
+from solver.cost.machine import BYTES_PER_KIB, Floats, Gemm, Ints, Machine, Numbers, ceil_int
 from solver.specs.dtypes import num_bytes
 from solver.specs.llm import AttentionKind, Llm
 from solver.specs.problem import Problem
@@ -190,7 +190,7 @@ class Attention:
 
     # --- prefill ----------------------------------------------------------------------------------------------
 
-    def prefill_core_ns(self, kind: AttentionKind, attn_tp: Ints, prompts: Ints) -> Ints:
+    def prefill_core_ns(self, kind: AttentionKind, attn_tp: Ints, prompts: Numbers) -> Ints:
         """Core of one prefill pass of `prompts` mean prompts: the mean over the chunks of a prompt."""
         llm = self.llm
         new, chunks = self.lengths.new, self.lengths.chunks

@@ -61,10 +61,12 @@ class _Pass:
     batch: Ints
     context: Ints
     """Cached tokens of all decoding sequences."""
-    prompts: Ints
+    prompts: Floats
+    """Mean prompts of a pass."""
 
     def tokens(self, leaves: Leaves) -> Ints:
-        return self.batch * leaves.step_tokens + self.prompts * leaves.lengths.chunk
+        new: Ints = np.rint(self.prompts * leaves.lengths.chunk).astype(np.int64)
+        return self.batch * leaves.step_tokens + new
 
 
 class _Passes:
@@ -72,12 +74,14 @@ class _Passes:
 
     def __init__(self, leaves: Leaves, at: Deployment) -> None:
         self.leaves, self.at = leaves, at
+        self.inside = np.where(at.stage_members >= at.attn_tp * at.attn_dp * at.pp, 1, 0)
+        """Whether the stages of an instance share a scale-up domain."""
 
     def total_ns(self, work: _Pass) -> Ints:
         """All layers, embedding and head."""
         leaves, tp, tokens = self.leaves, self.at.attn_tp, work.tokens(self.leaves)
         decodes = bool(np.any(work.batch > 0))
-        rows = work.batch * leaves.step_tokens + work.prompts
+        rows = work.batch * leaves.step_tokens + np.ceil(work.prompts).astype(np.int64)
         total = leaves.ffn.embedding_ns(tp, tokens) + leaves.ffn.head_ns("decode" if decodes else "prefill", tp, rows)
         reduce_ns = leaves.comm.best_tp_allreduce_ns(tp, tokens)
         moe_ns = self._moe_ns(tokens, reduce_ns) if leaves.experts is not None else np.zeros_like(total)
@@ -114,22 +118,32 @@ class _Passes:
     def decode_step_ns(self, batch: Ints, context: Ints) -> Ints:
         """One decode step of all micro-batches, host work included."""
         at, comm = self.at, self.leaves.comm
-        total = self.total_ns(_Pass(batch, context, np.zeros_like(batch)))
-        inside = np.where(at.stage_members >= at.attn_tp * at.attn_dp * at.pp, 1, 0)
-        hops = (at.pp - 1) * comm.hop_ns(at.attn_tp, inside, batch * self.leaves.step_tokens)
-        path = total + np.where(at.pp > 1, hops + comm.return_ns(inside), 0)
+        total = self.total_ns(_Pass(batch, context, np.zeros(np.shape(batch))))
+        hops = (at.pp - 1) * comm.hop_ns(at.attn_tp, self.inside, batch * self.leaves.step_tokens)
+        path = total + np.where(at.pp > 1, hops + comm.return_ns(self.inside), 0)
         return np.maximum(path, at.micro_batches * -(-total // at.pp)) + self.leaves.host_ns
 
-    def prefill_ns(self, prompts: Ints) -> Ints:
-        """All chunks of `prompts` prompts alone, host work included; the time that decoding loses."""
-        nothing = np.zeros_like(prompts)
-        one = self.total_ns(_Pass(nothing, nothing, prompts)) + self.leaves.prefill_host_ns
-        return self.leaves.lengths.chunks * one
+    def prefill_ns(self, prompts: Floats) -> tuple[Ints, Ints]:
+        """All chunks of `prompts` prompts alone: time until the last one ends, and time that decoding loses.
 
-    def mixed_ns(self, batch: Ints, context: Ints, prompts: Ints, step_ns: Ints) -> Ints:
+        Stages work on successive chunks at once; decoding loses the time of one stage per chunk.
+        """
+        at, leaves = self.at, self.leaves
+        nothing = np.zeros(np.shape(prompts), dtype=np.int64)
+        total = self.total_ns(_Pass(nothing, nothing, prompts))
+        tokens = np.rint(prompts * leaves.lengths.chunk).astype(np.int64)
+        chunks, stage = leaves.lengths.chunks, -(-total // at.pp)
+        host = chunks * leaves.prefill_host_ns
+        path = total + (chunks - 1) * stage + (at.pp - 1) * leaves.comm.hop_ns(at.attn_tp, self.inside, tokens)
+        return path + host, chunks * stage + host
+
+    def mixed_ns(self, batch: Ints, context: Ints, prompts: Floats) -> Ints:
         """What the same chunks add to decode steps that they share."""
-        both = self.total_ns(_Pass(batch, context, prompts)) + self.leaves.prefill_host_ns
-        added: Ints = self.leaves.lengths.chunks * np.maximum(0, both - step_ns)
+        at, leaves = self.at, self.leaves
+        both = self.total_ns(_Pass(batch, context, prompts))
+        alone = self.total_ns(_Pass(batch, context, np.zeros(np.shape(batch))))
+        more_host = leaves.prefill_host_ns - leaves.host_ns
+        added: Ints = leaves.lengths.chunks * np.maximum(0, -(-(both - alone) // at.pp) + more_host)
         return added
 
 
@@ -140,7 +154,7 @@ def capacity(leaves: Leaves, at: Deployment) -> Ints:
     """
     memory, llm, tp = leaves.memory, leaves.problem.llm, at.attn_tp
     one = np.ones_like(tp)
-    held = memory.constant_kib + leaves.ffn.vocabulary_kib(tp) * np.where(llm.tie_embeddings & (at.pp == 1), 1, 2)
+    held = memory.constant_kib + leaves.ffn.vocabulary_kib(tp) * np.where(llm.tie_embeddings | (at.pp > 1), 1, 2)
     held = held + memory.prefill_workspace_kib(tp, one)
     layers, cached = np.zeros_like(tp), np.zeros_like(tp)
     tokens = leaves.lengths.prompt + at.osl // 2
@@ -156,9 +170,10 @@ def capacity(leaves: Leaves, at: Deployment) -> Ints:
 def predict(leaves: Leaves, at: Deployment) -> ClosedLoop:
     """Closed-loop means of a deployment, or of many.
 
-    With `A` the prefill time of the others in a cycle, `t_0` the TTFT without the wait for cache and `D` the decode
-    time of a request: only a share ``D / (t_0 + D)`` of those prefills falls into `D`, so that
-    ``D = osl t_decode + A D / (t_0 + D)``.
+    With `t_0` the TTFT of a request that waits for no other, `D_0 = osl t_decode` and `A` the prefill time of the
+    others in a cycle: the share ``phi = q + (1 - q) t_0 / (t_0 + D_0)`` of it delays the first token (`q` in bursts,
+    the rest in proportion), the other share falls between the tokens. Nothing is counted twice: the cycle is ``t_0 +
+    D_0 + A``.
     """
     calibration, passes = leaves.problem.calibration, _Passes(leaves, at)
     offered: Floats = np.maximum(1.0, at.concurrency / at.replicas)
@@ -169,19 +184,19 @@ def predict(leaves: Leaves, at: Deployment) -> ClosedLoop:
     step = passes.decode_step_ns(batch, context)
     decode = -(-step * PPM // leaves.kept_ppm)
     # Prompts that arrive within one decode step of a rank are prefilled together, as far as a pass has room.
-    room = np.maximum(1, leaves.problem.workload.prefill_chunk_tokens // leaves.lengths.new)
-    together = np.clip(np.rint(batch * at.micro_batches / at.osl).astype(np.int64), 1, room)
-    mixed = calibration.mixed_batches
-    shared = passes.mixed_ns(batch, context, together, step) if mixed else passes.prefill_ns(together)
-    one = passes.prefill_ns(np.ones_like(together))
-    others: Floats = np.maximum(resident - 1, 0) / at.attn_dp * shared / together
-    first = calibration.request_overhead + one + decode + calibration.queue_share * others
-    alone = at.osl * decode
-    linear = first - alone - others
-    decoding = (np.sqrt(linear * linear + 4.0 * alone * first) - linear) / 2
-    wait = np.maximum(offered - resident, 0) / resident * (first + decoding)
+    room = np.maximum(1.0, leaves.problem.workload.prefill_chunk_tokens / leaves.lengths.new)
+    together: Floats = np.clip(batch * at.micro_batches / at.osl, 1.0, room)
+    one, _ = passes.prefill_ns(np.ones(np.shape(together)))
+    lost = passes.mixed_ns(batch, context, together) if calibration.mixed_batches else passes.prefill_ns(together)[1]
+    others: Floats = np.maximum(resident - 1, 0) / at.attn_dp * lost / together
+    first: Floats = calibration.request_overhead + one + decode * 1.0
+    tokens: Floats = at.osl * decode * 1.0
+    burst = calibration.queue_share
+    delaying = burst + (1 - burst) * first / (first + tokens)
+    ttft, decoding = first + delaying * others, tokens + (1 - delaying) * others
+    wait = np.maximum(offered - resident, 0) / resident * (ttft + decoding)
     return ClosedLoop(
-        ttft_ns=ceil_int(first + wait),
+        ttft_ns=ceil_int(ttft + wait),
         tpot_ns=ceil_int(decoding / at.osl),
         wait_ns=ceil_int(wait),
         resident=resident,

@@ -87,7 +87,7 @@ class Experts:
         parameters = float(self.llm.expert_parameters)
         rows = tokens * self.moe.top_k / moe_ep * load_factor
         touched = np.minimum(self.rank_slots(moe_ep), self.touched(moe_ep, tokens) * load_factor)
-        per_expert = tokens * self.moe.top_k / self.moe.num_experts
+        per_expert = tokens * self.moe.top_k / moe_ep / np.maximum(self.touched(moe_ep, tokens), 1e-9)
         return self.machine.gemm_ns(
             Gemm(
                 dtype=self.llm.dtypes.experts,

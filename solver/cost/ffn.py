@@ -24,6 +24,7 @@ class Ffn:
 
     def __init__(self, problem: Problem, machine: Machine, comm: Comm) -> None:
         self.llm, self.machine, self.comm = problem.llm, machine, comm
+        self.step_tokens = problem.workload.tokens_per_step
         self._activation_bytes = num_bytes(self.llm.dtypes.activation)
 
     def _gemm_ns(self, width: int, matrices: int, attn_tp: Ints, tokens: Ints, kernels: int) -> Ints:
@@ -69,7 +70,7 @@ class Ffn:
     def head_ns(self, phase: Phase, attn_tp: Ints, rows: Ints) -> Ints:
         """LM head of `rows` rows, logits gathered over TP, and sampling; the last stage pays it.
 
-        In decode, every row also costs the host and sampling work of its sequence.
+        In decode, every sequence also costs its host and sampling work.
         """
         weights = self.llm.vocabulary_parameters / attn_tp
         dtype = self.llm.dtypes.embedding
@@ -90,7 +91,7 @@ class Ffn:
             rest = (HEAD_KERNELS - 1) * self.machine.launch_ns
             gemm = measured.choose("LM head", measured.gemms_ns(rows, (shape,), dtype) + rest, gemm)
         if phase == "decode":
-            gemm = gemm + self.machine.calibration.host_sequence * rows
+            gemm = gemm + -(-self.machine.calibration.host_sequence * rows // self.step_tokens)
         return gemm + self.comm.tp_allgather_ns(attn_tp, rows * float(self.llm.vocab_size) * LOGIT_BYTES)
 
     # --- memory -----------------------------------------------------------------------------------------------

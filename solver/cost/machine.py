@@ -51,7 +51,7 @@ class Gemm:
     blocks: bool
     """Whether the weights are scaled in blocks."""
     rows: Numbers
-    """Token rows that one weight matrix multiplies (per expert when grouped)."""
+    """Token rows that one weight matrix multiplies (per expert that is touched when grouped)."""
     flop: Floats
     weight_bytes: Floats
     activation_bytes: Floats

@@ -50,6 +50,8 @@ FACTORS: dict[str, tuple[str, ...]] = {
 MIXED_BATCHES = ("vllm", "trtllm")
 """Engines that compute prompt chunks and decode tokens in one step by default; SGLang alternates."""
 LARGEST_EFFICIENCY = 0.95
+BEND = 6.0
+"""How sharply a coefficient bends below its largest value: the power of a soft minimum."""
 
 PRIORS: tuple[Coefficient, ...] = (
     Coefficient("gemm_efficiency.bf16", 0.6, 0.25, largest=LARGEST_EFFICIENCY),
@@ -136,8 +138,8 @@ def _shifted(prior: Coefficient, shift: float) -> float:
     """``value * exp(shift)`` near the value, bent smoothly below the largest one (a kink would stop a fit)."""
     if not math.isfinite(prior.largest):
         return prior.value * math.exp(shift)
-    room = 1 - prior.value / prior.largest
-    return prior.largest / (1 + (prior.largest / prior.value - 1) * math.exp(-shift / room))
+    free = prior.value / (1 - (prior.value / prior.largest) ** BEND) ** (1 / BEND) * math.exp(shift)
+    return float(free / (1 + (free / prior.largest) ** BEND) ** (1 / BEND))
 
 
 def calibrated(base: Calibration, found: Mapping[str, float], engine: str) -> Calibration:

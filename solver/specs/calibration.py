@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from solver.specs.spec import Spec
 from solver.units import Bytes, Nanoseconds
@@ -102,6 +102,12 @@ class Calibration(Spec):
     """Absent unless fitted."""
     origins: dict[str, Origin]
     """Provenance by coefficient name; the key ``*`` covers the coefficients not listed."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if "bf16" not in self.gemm_efficiency:
+            raise ValueError("gemm_efficiency needs bf16, which every arithmetic that is not listed falls back on")
+        return self
 
     def origin_of(self, coefficient: str) -> Origin:
         """Provenance of one coefficient.
