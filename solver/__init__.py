@@ -9,7 +9,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from solver.api import SolveOptions, check, evaluate, placement, reference_problem, solve, verify
+    from solver.api import (
+        SolveOptions,
+        calibrate,
+        check,
+        evaluate,
+        placement,
+        predict,
+        read_measurements,
+        reference_problem,
+        solve,
+        verify,
+    )
     from solver.ask import Ask
     from solver.audit import AuditReport, Claims
     from solver.errors import (
@@ -58,17 +69,31 @@ __all__ = [
     "UnknownArchitectureError",
     "Verification",
     "Workload",
+    "calibrate",
     "check",
     "evaluate",
     "parse_label",
     "placement",
+    "predict",
+    "read_measurements",
     "reference_problem",
     "solve",
     "verify",
 ]
 
 _NAMES_OF_MODULE = {
-    "solver.api": ("SolveOptions", "check", "evaluate", "placement", "reference_problem", "solve", "verify"),
+    "solver.api": (
+        "SolveOptions",
+        "calibrate",
+        "check",
+        "evaluate",
+        "placement",
+        "predict",
+        "read_measurements",
+        "reference_problem",
+        "solve",
+        "verify",
+    ),
     "solver.ask": ("Ask",),
     "solver.audit": ("AuditReport", "Claims"),
     "solver.errors": (

@@ -86,9 +86,7 @@ def _cluster(rng: random.Random) -> dict[str, Any]:
          "latency": f"{rng.choice([300, 1000])} ns", "source": "test"},
     ]  # fmt: skip
     if rng.random() < 0.3:
-        levels.append(
-            {"name": "rack", "gpus": 2 * domain, "bandwidth": "4 GB/s", "latency": "2 us", "source": "test"}
-        )
+        levels.append({"name": "rack", "gpus": 2 * domain, "bandwidth": "4 GB/s", "latency": "2 us", "source": "test"})
     levels.append(
         {"name": "between", "bandwidth": f"{rng.choice([500, 2000])} MB/s", "latency": f"{rng.choice([2, 9])} us",
          "source": "test"}
@@ -156,21 +154,22 @@ def _llm(rng: random.Random, *, moe: bool) -> dict[str, Any]:
 
 
 def _calibration(rng: random.Random) -> dict[str, Any]:
+    rates = random.Random(repr(rng.getstate()))  # of its own, so that a new coefficient leaves all other draws alone
     return {
         **CALIBRATION,
-        "gemm_efficiency": rng.choice([{"bf16": 0.6}, {"bf16": 0.5, "fp8": 0.7, "fp8_block": 0.2}]),
-        "gemm_half_rows": rng.choice([0.0, 8.0, 100.0]),
         "grouped_gemm_half_rows": rng.choice([0.0, 4.0, 16.0]),
-        "cache_efficiency": rng.choice([0.3, 0.8]),
-        "host_sequence": f"{rng.choice([0, 3])} us",
-        "host_prefill": f"{rng.choice([0, 50])} us",
-        "host_prefill_layer": f"{rng.choice([0, 4])} us",
-        "routing_noise": rng.choice([0.0, 0.4, 1.0]),
         "launch": f"{rng.choice([0, 500, 1500])} ns",
         "host_step": f"{rng.choice([0, 20])} us",
         "collective_base": f"{rng.choice([0, 3])} us",
         "overlap_sm_share": rng.choice([0.0, 0.1, 0.15]),
         "overlap_sync": f"{rng.choice([0, 100, 2000])} ns",
+        "gemm_efficiency": rates.choice([{"bf16": 0.6}, {"bf16": 0.5, "fp8": 0.7, "fp8_block": 0.2}]),
+        "gemm_half_rows": rates.choice([0.0, 8.0, 100.0]),
+        "cache_efficiency": rates.choice([0.3, 0.8]),
+        "host_sequence": f"{rates.choice([0, 3])} us",
+        "host_prefill": f"{rates.choice([0, 50])} us",
+        "host_prefill_layer": f"{rates.choice([0, 4])} us",
+        "routing_noise": rates.choice([0.0, 0.4, 1.0]),
     }
 
 

@@ -97,7 +97,10 @@ def test_looser_slos_never_hurt(seed: int) -> None:
 def test_more_freedom_never_hurts(seed: int) -> None:
     problem, plan = base(seed)
     freer: list[Problem] = [problem.model_copy(update={"gpus_exact": None, "gpus_at_most": None})]
-    freer.append(problem.model_copy(update={"pins": Pins()}))
+    # A pinned size belongs to the space whatever its limits, so the limits must admit it without the pin.
+    pinned = {f"max_{name}": getattr(problem.pins, name) or 1 for name in ("pp", "batch", "prefill_batch")}
+    limits = {name: max(size, getattr(problem.space, name)) for name, size in pinned.items()}
+    freer.append(problem.model_copy(update={"pins": Pins(), "space": problem.space.model_copy(update=limits)}))
     if problem.engine != "any":
         freer.append(problem.model_copy(update={"engine": "any"}))
     for free in freer:

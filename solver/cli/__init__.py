@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from solver.cli.calibrate import calibrate
 from solver.cli.catalog import catalog_app
 from solver.cli.judge import check, verify
 from solver.cli.plans import evaluate, placement, schema, solve
@@ -44,6 +45,7 @@ app.command()(evaluate)
 app.command()(check)
 app.command()(verify)
 app.command()(placement)
+app.command()(calibrate)
 app.add_typer(catalog_app, name="catalog")
 app.command()(schema)
 

@@ -32,6 +32,16 @@ TimeLimit = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(metavar="N", help="Threads of CP-SAT; default 1.", rich_help_panel=HOW)]
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the search.", rich_help_panel=HOW, show_default=False)]
+Ties = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="List N other strategies within the calibration's error of the winner, each proved the next best.",
+        rich_help_panel=HOW,
+        show_default=False,
+    ),
+]
+MAX_TIES = 100
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Be silent on stderr.", rich_help_panel=OUTPUT)]
 
 
@@ -41,6 +51,7 @@ def solve(
     time_limit: TimeLimit = None,
     workers: Workers = None,
     seed: Seed = 0,
+    ties: Ties = 0,
     out: Out = None,
     force: Force = False,
     as_json: Json = False,
@@ -52,7 +63,7 @@ def solve(
     Ctrl-C ended the search, with its true gap.
     """
     check_out(out, force=force)
-    options = _options(time_limit, workers, seed)
+    options = _options(time_limit, workers, seed, ties)
     problem = ask.problem()
     from dataclasses import replace
 
@@ -73,7 +84,7 @@ def solve(
     raise typer.Exit(EXIT_OF_STATUS[answer.status])
 
 
-def _options(time_limit: float | None, workers: int | None, seed: int) -> SolveOptions:
+def _options(time_limit: float | None, workers: int | None, seed: int, ties: int) -> SolveOptions:
     """How hard to look, checked."""
     from solver.api import SolveOptions
 
@@ -83,7 +94,9 @@ def _options(time_limit: float | None, workers: int | None, seed: int) -> SolveO
         raise SpecError(f"--workers {workers}: give a number of threads from 1 to 1024")
     if not 0 <= seed < 2**31:
         raise SpecError(f"--seed {seed}: give a whole number from 0 to 2147483647")
-    return SolveOptions(workers=workers, seed=seed, time_limit_s=time_limit)
+    if not 0 <= ties <= MAX_TIES:
+        raise SpecError(f"--ties {ties}: give a number of strategies from 0 to {MAX_TIES}")
+    return SolveOptions(workers=workers, seed=seed, time_limit_s=time_limit, ties=ties)
 
 
 def _save(plan: Plan, out: str | None, *, force: bool, silent: bool) -> None:

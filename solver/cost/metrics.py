@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from solver.cost.layers import Blocks, PhaseTimes
 from solver.cost.leaves import PPM, Leaves
+from solver.specs.calibration import Calibration
 from solver.specs.problem import ObjectiveName, Problem
 from solver.strategy import Packing, Strategy
 
@@ -14,6 +15,9 @@ THROUGHPUT_SCALE = 1000
 """Inverse throughput is kept in picoseconds of the deployment per request, so that its integer is fine enough."""
 WEIGHTED_SCALE = 2**46
 """Scale of the two normalised terms of the objective ``weighted``."""
+
+UNFITTED_BAND_PERCENT = 25.0
+"""Error that is assumed of a calibration that was never compared with measurements: that of planners in the field."""
 
 
 @dataclass(frozen=True)
@@ -147,3 +151,19 @@ def natural_value(name: ObjectiveName, integer: int, osl: int) -> float:
     if name == "weighted":
         return integer / WEIGHTED_SCALE
     return float(integer)
+
+
+def error_band(calibration: Calibration, objective: ObjectiveName) -> tuple[float, str]:
+    """Median error in percent that is expected of this objective, and where that number comes from."""
+    error = calibration.error
+    if error is not None:
+        percent = error.unseen.ttft_median if objective == "ttft" else error.unseen.tpot_median
+        if percent is not None:
+            what = "TTFT" if objective == "ttft" else "TPOT"
+            return percent, (
+                f"median {what} error of calibration {calibration.name!r} on {error.rows:,} deployments, "
+                f"cross-validated ({error.left_out} left out)"
+            )
+    return UNFITTED_BAND_PERCENT, (
+        f"assumed: calibration {calibration.name!r} was never compared with measured deployments"
+    )

@@ -119,19 +119,25 @@ def parameters(priors: tuple[Coefficient, ...], keys: list[Key]) -> tuple[Parame
 
 
 def values(priors: tuple[Coefficient, ...], model: tuple[Parameter, ...], z: Floats, key: Key) -> dict[str, float]:
-    """Coefficients of one (architecture, engine), factors applied and bounded."""
+    """Coefficients of one (architecture, engine), factors applied, below their largest values."""
     shift = dict.fromkeys((prior.name for prior in priors), 0.0)
     for parameter, amount in zip(model, z, strict=True):
         if parameter.applies(key):
             shift[parameter.coefficient.name] += parameter.spread * float(amount)
-    found = {prior.name: prior.value * math.exp(shift[prior.name]) for prior in priors}
     for factor, members in FACTORS.items():
-        scale = found.pop(factor, 1.0)
+        common = shift.pop(factor, 0.0)
         for member in members:
-            if member in found:
-                found[member] *= scale
-    largest = {prior.name: prior.largest for prior in priors}
-    return {name: min(value, largest[name]) for name, value in found.items()}
+            if member in shift:
+                shift[member] += common
+    return {prior.name: _shifted(prior, shift[prior.name]) for prior in priors if prior.name in shift}
+
+
+def _shifted(prior: Coefficient, shift: float) -> float:
+    """``value * exp(shift)`` near the value, bent smoothly below the largest one (a kink would stop a fit)."""
+    if not math.isfinite(prior.largest):
+        return prior.value * math.exp(shift)
+    room = 1 - prior.value / prior.largest
+    return prior.largest / (1 + (prior.largest / prior.value - 1) * math.exp(-shift / room))
 
 
 def calibrated(base: Calibration, found: Mapping[str, float], engine: str) -> Calibration:

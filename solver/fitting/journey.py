@@ -133,7 +133,8 @@ def around(base: Calibration) -> tuple[Coefficient, ...]:
         spread = USER_SPREAD * max(prior.spread, prior.gpu_spread, prior.engine_spread)
         centre = base.gemm_efficiency.get(arithmetic) if arithmetic else getattr(base, head, prior.value)  # type: ignore[call-overload]
         if centre:
-            found.append(Coefficient(prior.name, float(centre), spread, largest=max(prior.largest, float(centre))))
+            largest = max(prior.largest, 1.05 * float(centre))
+            found.append(Coefficient(prior.name, float(centre), spread, largest=largest))
     return tuple(found)
 
 

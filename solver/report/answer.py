@@ -7,7 +7,8 @@ from itertools import islice
 from rich.console import Console
 from rich.text import Text
 
-from solver.plan import Evaluation, Metrics, NoPlan, ObjectiveClaim, Plan, PlannedStrategy, expand
+from solver.cost.metrics import error_band
+from solver.plan import ClosedLoopMetrics, Evaluation, Metrics, NoPlan, ObjectiveClaim, Plan, PlannedStrategy, expand
 from solver.report.placement import experts_text, sequences_text
 from solver.report.shares import show_memory, show_times
 from solver.report.terminal import STYLE_OF_STATUS, bullets, grid, headed, heading, plural, rate
@@ -33,6 +34,7 @@ def show_plan(console: Console, plan: Plan, program: str, out: str | None) -> No
     _question(console, plan.problem)
     _strategy(console, plan.strategy, plan.problem, plan.placement.stage_layers)
     _metrics(console, plan.metrics)
+    _credibility(console, plan)
     heading(console, "Why it wins", "time of one decode step, and of one prefill, by component")
     show_times(console, plan.breakdown)
     show_memory(console, plan.memory)
@@ -61,10 +63,45 @@ def show_evaluation(console: Console, evaluation: Evaluation) -> None:
     _remarks(console, "Broken rules", broken, "red")
     _strategy(console, evaluation.strategy, evaluation.problem, evaluation.placement.stage_layers)
     _metrics(console, evaluation.metrics)
+    _closed_loop(console, evaluation.closed_loop)
     heading(console, "Time", "of one decode step, and of one prefill, by component")
     show_times(console, evaluation.breakdown)
     show_memory(console, evaluation.memory)
     _remarks(console, "Assumptions", evaluation.assumptions)
+
+
+def _closed_loop(console: Console, loop: ClosedLoopMetrics | None) -> None:
+    """What a benchmark client would measure, queueing included."""
+    if loop is None:
+        return
+    waits = f", {short_ns(loop.wait_ns)} of it waiting for KV cache" if loop.wait_ns else ""
+    console.print(
+        f"  A closed-loop client with {loop.concurrency} requests in flight would measure TTFT "
+        f"{short_ns(loop.ttft_ns)}{waits}, TPOT {short_ns(loop.tpot_ns)}."
+    )
+
+
+def _credibility(console: Console, plan: Plan) -> None:
+    """Expected error of the prediction, and the strategies it does not tell from the winner."""
+    _closed_loop(console, plan.closed_loop)
+    percent, source = error_band(plan.problem.calibration, plan.problem.objective.name)
+    heading(console, "How far to trust it", f"expected error {percent:g} %: {source}")
+    ties = plan.ties
+    if ties is None:
+        console.print("  --ties N lists the strategies that this error does not tell from the winner.")
+        return
+    if not ties.tied:
+        console.print("  Proved: no other degrees come within it.")
+        return
+    table = headed([("", "l"), ("", "l"), ("objective", "r"), ("", "r"), ("GPUs", "r")])
+    for tie in ties.tied:
+        worse = tie.objective / plan.objective.value - 1
+        table.add_row(
+            "", tie.strategy.label, tie.strategy.full_label, objective_text(plan.objective, tie.objective),
+            f"{worse:+.1%}", str(tie.gpus),
+        )  # fmt: skip
+    console.print(table)
+    console.print("  Proved: no other degrees come within it." if ties.complete else "  There may be more of them.")
 
 
 def show_no_plan(console: Console, answer: NoPlan) -> None:

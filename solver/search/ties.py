@@ -5,32 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from solver.cost.metrics import Utopia, natural_value
+from solver.cost.metrics import Utopia, error_band, natural_value
 from solver.plan import PlannedStrategy, Tie, Ties
 from solver.search.loop import Beyond, Loop, Progress
 from solver.search.program import SearchLimits
 from solver.search.realise import Realised
-from solver.specs.calibration import Calibration
-from solver.specs.problem import ObjectiveName, Problem
-
-UNFITTED_BAND_PERCENT = 25.0
-"""Error that is assumed of a calibration that was never compared with measurements: that of planners in the field."""
-
-
-def error_band(calibration: Calibration, objective: ObjectiveName) -> tuple[float, str]:
-    """Median error in percent that is expected of this objective, and where that number comes from."""
-    error = calibration.error
-    if error is not None:
-        percent = error.unseen.ttft_median if objective == "ttft" else error.unseen.tpot_median
-        if percent is not None:
-            what = "TTFT" if objective == "ttft" else "TPOT"
-            return percent, (
-                f"median {what} error of calibration {calibration.name!r} on {error.rows:,} deployments, "
-                f"cross-validated ({error.left_out} left out)"
-            )
-    return UNFITTED_BAND_PERCENT, (
-        f"assumed: calibration {calibration.name!r} was never compared with measured deployments"
-    )
+from solver.specs.problem import Problem
 
 
 @dataclass(frozen=True)
