@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from solver.api import (
+        PlaceOptions,
         SolveOptions,
         calibrate,
         check,
+        compare,
         evaluate,
+        place,
         placement,
         predict,
         read_measurements,
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from solver.audit import AuditReport, Claims
     from solver.errors import (
         CatalogError,
+        ExportError,
+        NoPlacementError,
         OutputError,
         PlanError,
         SolverError,
@@ -33,10 +38,14 @@ if TYPE_CHECKING:
         UnitError,
         UnknownArchitectureError,
     )
-    from solver.plan import Evaluation, GpuRecord, NoPlan, Plan
+    from solver.expertmap import ExpertPlacement
+    from solver.export import Export, ExportOptions, bench_script, export
+    from solver.plan import Comparison, Evaluation, GpuRecord, NoPlan, Plan
     from solver.specs.hardware import Cluster, Gpu
     from solver.specs.llm import Llm
+    from solver.specs.placing import Placing
     from solver.specs.problem import Objective, Pins, Problem, Space
+    from solver.specs.windows import LoadWindow, read_windows
     from solver.specs.workload import Slo, Workload
     from solver.strategy import Strategy, parse_label
     from solver.verify import Verification
@@ -47,14 +56,23 @@ __all__ = [
     "CatalogError",
     "Claims",
     "Cluster",
+    "Comparison",
     "Evaluation",
+    "ExpertPlacement",
+    "Export",
+    "ExportError",
+    "ExportOptions",
     "Gpu",
     "GpuRecord",
     "Llm",
+    "LoadWindow",
+    "NoPlacementError",
     "NoPlan",
     "Objective",
     "OutputError",
     "Pins",
+    "PlaceOptions",
+    "Placing",
     "Plan",
     "PlanError",
     "Problem",
@@ -69,13 +87,18 @@ __all__ = [
     "UnknownArchitectureError",
     "Verification",
     "Workload",
+    "bench_script",
     "calibrate",
     "check",
+    "compare",
     "evaluate",
+    "export",
     "parse_label",
+    "place",
     "placement",
     "predict",
     "read_measurements",
+    "read_windows",
     "reference_problem",
     "solve",
     "verify",
@@ -83,10 +106,13 @@ __all__ = [
 
 _NAMES_OF_MODULE = {
     "solver.api": (
+        "PlaceOptions",
         "SolveOptions",
         "calibrate",
         "check",
+        "compare",
         "evaluate",
+        "place",
         "placement",
         "predict",
         "read_measurements",
@@ -98,6 +124,8 @@ _NAMES_OF_MODULE = {
     "solver.audit": ("AuditReport", "Claims"),
     "solver.errors": (
         "CatalogError",
+        "ExportError",
+        "NoPlacementError",
         "OutputError",
         "PlanError",
         "SolverError",
@@ -106,10 +134,14 @@ _NAMES_OF_MODULE = {
         "UnitError",
         "UnknownArchitectureError",
     ),
-    "solver.plan": ("Evaluation", "GpuRecord", "NoPlan", "Plan"),
+    "solver.export": ("Export", "ExportOptions", "bench_script", "export"),
+    "solver.plan": ("Comparison", "Evaluation", "GpuRecord", "NoPlan", "Plan"),
+    "solver.expertmap": ("ExpertPlacement",),
     "solver.specs.hardware": ("Cluster", "Gpu"),
     "solver.specs.llm": ("Llm",),
     "solver.specs.problem": ("Objective", "Pins", "Problem", "Space"),
+    "solver.specs.placing": ("Placing",),
+    "solver.specs.windows": ("LoadWindow", "read_windows"),
     "solver.specs.workload": ("Slo", "Workload"),
     "solver.strategy": ("Strategy", "parse_label"),
     "solver.verify": ("Verification",),

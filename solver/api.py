@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 from solver.audit import AuditReport, Claims, proposed_strategy
 from solver.audit import audit as _audit
-from solver.plan import Evaluation, GpuRecord, NoPlan, Plan, expand
+from solver.errors import StrategyError
+from solver.expertmap import ExpertPlacement
+from solver.plan import Comparison, Evaluation, GpuRecord, NoPlan, Plan, expand
 from solver.specs import catalog
 from solver.specs.calibration import Calibration
 from solver.specs.measurements import Measurement, read_measurements, served_cluster
-from solver.specs.problem import Objective, Problem
+from solver.specs.placing import Placing
+from solver.specs.problem import Objective, Pins, Problem
+from solver.specs.windows import LoadWindow
 from solver.strategy import Strategy, parse_label
 from solver.verify import verify
 
@@ -21,10 +25,13 @@ if TYPE_CHECKING:
     from solver.search.loop import Progress
 
 __all__ = [
+    "PlaceOptions",
     "SolveOptions",
     "calibrate",
     "check",
+    "compare",
     "evaluate",
+    "place",
     "placement",
     "predict",
     "read_measurements",
@@ -48,6 +55,18 @@ class SolveOptions:
     is proved the next best by a solve of its own."""
     on_progress: Callable[[Progress], None] | None = None
     """Called with objective, bound, gap and elapsed time whenever they improve."""
+
+
+@dataclass(frozen=True)
+class PlaceOptions:
+    """How hard :func:`place` looks."""
+
+    time_limit_s: float = 30.0
+    seed: int = 0
+    turns: int = 1000
+    """Most turns of the search; with time for all of them the result depends on the seed alone."""
+    workers: int = 1
+    """Processes among which the layers are dealt."""
 
 
 def reference_problem(objective: Objective | None = None) -> Problem:
@@ -74,6 +93,33 @@ def solve(problem: Problem | None = None, options: SolveOptions | None = None) -
     options = options or SolveOptions()
     how = SearchOptions(options.workers, options.seed, options.time_limit_s, options.ties)
     return search(problem or reference_problem(), how, options.on_progress or (lambda _progress: None))
+
+
+def place(
+    windows: Sequence[LoadWindow], placing: Placing, options: PlaceOptions | None = None
+) -> ExpertPlacement:
+    """Place expert replicas on ranks from measured loads; the independent judge has passed what is returned.
+
+    Raises
+    ------
+    SpecError
+        The question makes no sense.
+    NoPlacementError
+        No placement exists, proved.
+    RuntimeError
+        The judge convicts the placement: a bug of this package.
+    """
+    from solver.place.run import run_place
+    from solver.place.static import Effort
+    from solver.verify.expert_map import judge_placement
+
+    options = options or PlaceOptions()
+    effort = Effort(options.time_limit_s, options.seed, turns=options.turns, workers=options.workers)
+    placed = run_place(placing, tuple(windows), effort)
+    verdict = judge_placement(placed, windows, placing.current)
+    if not verdict.ok:
+        raise RuntimeError(f"the judge convicts the placement: {verdict.findings[0]}")
+    return placed
 
 
 def evaluate(problem: Problem, strategy: Strategy | str) -> Evaluation:
@@ -142,6 +188,20 @@ def check(problem: Problem, strategy: Strategy | str, claims: Claims | None = No
         claims = (claims or Claims(source=f"label {strategy}")).model_copy(update={"label": strategy})
         return _audit(problem, proposed_strategy(problem, claims), claims)
     return _audit(problem, strategy, claims)
+
+
+def compare(problem: Problem, strategy: Strategy, options: SolveOptions | None = None) -> Comparison:
+    """Evaluate degrees with their best knobs, and solve the same problem on at most as many GPUs.
+
+    Pins of the problem hold for the deployment only: the optimum is free to decide otherwise.
+    """
+    try:
+        current, broken = evaluate(problem, strategy.full_label), ""
+    except StrategyError as error:
+        current, broken = None, str(error)
+    most = min(strategy.gpus, problem.cluster.num_gpus)
+    free = problem.model_copy(update={"pins": Pins(), "gpus_exact": None, "gpus_at_most": most})
+    return Comparison(current, broken, solve(free, options))
 
 
 def placement(plan: Plan) -> Iterator[GpuRecord]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from solver.engines import ENGINE_MESH, wants_map
 from solver.specs.problem import ALL_REDUCES, DISPATCHES, AllReduce, Dispatch, MeshOrder, Problem
 from solver.strategy import (
-    ENGINE_MESH,
     Violation,
     attn_tp_violations,
     dtype_violations,
@@ -15,6 +15,7 @@ from solver.strategy import (
     moe_ep_violations,
     moe_tp_violations,
     num_slots,
+    speculation_violations,
 )
 
 MAX_REPORTED_DEGREE = 64
@@ -109,7 +110,7 @@ def domains_of(problem: Problem) -> Domains:
     attn_tp = keep("attn_tp", sweep, attn_tp_violations)
     moe_tp = keep("moe_tp", width, moe_tp_violations)
     moe_ep = keep("moe_ep", _moe_ep_candidates(problem), moe_ep_violations)
-    if any(dtype_violations(problem)):
+    if any(dtype_violations(problem)) or any(speculation_violations(problem)):
         attn_tp = ()
     stages = range(1, min(llm.num_layers, space.max_pp, budget) + 1)
     pp = keep("pp", stages if space.name == "all" else [v for v in grid(stages[-1]) if v in stages], _stage_violations)
@@ -152,6 +153,8 @@ def domains_of(problem: Problem) -> Domains:
 def _stage_violations(problem: Problem, pp: int) -> Iterator[Violation]:
     if pp > problem.llm.num_layers:
         yield Violation("stages", f"pp = {pp} exceeds the {problem.llm.num_layers} layers")
+    if problem.engine == "vllm" and pp > 1 and problem.llm.is_moe and wants_map(problem):
+        yield Violation("engine-expert-map", f"vllm places experts by loads or replicas only with pp = 1, not {pp}")
 
 
 def _moe_ep_candidates(problem: Problem) -> list[int]:

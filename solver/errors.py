@@ -37,3 +37,17 @@ class PlanError(SolverError):
 
 class OutputError(SolverError):
     """A result cannot be written (it exists already, or the folder does not)."""
+
+
+class ExportError(SolverError):
+    """A launch target cannot express a plan; the sentence names what it lacks and the alternative."""
+
+
+class ImportCommandError(SolverError, ValueError):
+    """A launch command or file of an engine cannot be read."""
+
+
+class ReportError(SolverError):
+    """A report cannot be drawn; the sentence names the extra to install or the form to write instead."""
+class NoPlacementError(SolverError):
+    """No expert placement meets the rules, proved; the message is the proof."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -214,6 +215,11 @@ class Plan(Spec):
         except RecursionError as error:
             raise PlanError(f"{where}: nested too deeply to be a plan") from error
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the document in its compact JSON form: equal for equal plans however the file is laid out."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
     def __repr__(self) -> str:
         return (
             f"Plan({self.status}, {self.strategy.label}, {self.metrics.gpus_used} GPUs, {self.objective.name} = "
@@ -278,6 +284,31 @@ class NoPlan(Spec):
         return f"NoPlan({self.status}: {'; '.join(self.reasons)})"
 
     __str__ = __repr__
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A deployment that exists beside the best one on as many GPUs."""
+
+    current: Evaluation | None
+    """Absent where the deployment breaks a rule of legality."""
+    broken: str
+    """Which; empty where it breaks none."""
+    optimum: Plan | NoPlan
+
+    @property
+    def gain(self) -> float | None:
+        """How much better the optimum is: 0.25 is a quarter less time, or a quarter more throughput."""
+        if self.current is None or not isinstance(self.optimum, Plan):
+            return None
+        mine, best = self.current.metrics, self.optimum.metrics
+        if self.optimum.objective.sense == "maximise":
+            rate = "efficiency_tokens_per_s_per_gpu" if self.optimum.objective.name == "efficiency" else None
+            name = rate or "throughput_tokens_per_s"
+            return float(getattr(best, name) / getattr(mine, name)) - 1
+        times = {"ttft": "ttft_ns", "tpot": "tpot_ns", "gpus": "gpus_used"}
+        name = times.get(self.optimum.objective.name, "request_latency_ns")
+        return 1 - float(getattr(best, name) / getattr(mine, name))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from solver.engines import (
+    ENGINE_MESH,
+    can_place_experts,
+    can_speculate,
+    exchange_switch,
+    sends_without_attention_dp,
+    wants_map,
+)
 from solver.errors import StrategyError
 from solver.specs.dtypes import NATIVE, WEIGHT_ONLY
 from solver.specs.llm import Llm
@@ -21,16 +29,6 @@ from solver.specs.problem import ALL_REDUCES, DISPATCHES, MESH_ORDERS, AllReduce
 from solver.specs.spec import Spec
 
 Degree = Annotated[int, Field(ge=1, le=2**24)]
-
-ENGINE_MESH: dict[Engine, tuple[MeshOrder, ...]] = {
-    "any": MESH_ORDERS,
-    "vllm": ("tp-pp-dp",),
-    "sglang": ("tp-dp-pp",),
-    "trtllm": ("tp-dp-pp",),
-    "megatron": ("tp-dp-pp", "tp-pp-dp"),
-}
-"""Rank orders an engine can launch (vLLM: ``dp*(PP*TP) + pp*TP + tp``; SGLang and TensorRT-LLM: ``pp*TP + tp`` with
-attention DP inside TP; Megatron: ``tp-cp-ep-dp-pp`` or ``--use-tp-pp-dp-mapping``)."""
 
 RULES: dict[str, str] = {
     "identity": "attn_tp * attn_dp = moe_tp * moe_ep: attention and experts see the same ranks of a stage",
@@ -59,13 +57,16 @@ RULES: dict[str, str] = {
     "slo-request-latency": "request latency is within its SLO",
     "pin": "a decision the caller fixed has that value",
     "engine-mesh": "the engine can launch this rank order",
-    "engine-alignment": "the engine's ranks are contiguous, so every group divides (or is a multiple of) its domain",
+    "engine-alignment": "the engine puts equally many consecutive ranks of every group on each of its nodes",
     "engine-vllm-moe": "vLLM shards experts by TP or by EP of the whole stage, never both",
     "engine-sglang-dispatch": "SGLang's all-to-all backends force ep = tp, so all_to_all needs moe_tp = 1",
     "engine-slots": "the engine needs (experts + redundant) % moe_ep = 0",
     "engine-trtllm-dp": "TensorRT-LLM's attention DP is all or nothing: attn_dp is 1 or the whole stage",
-    "engine-megatron-redundancy": "Megatron cannot replicate experts",
     "engine-overlap": "the engine has no two-batch overlap",
+    "engine-phases": "the engine has one expert backend (SGLang also one overlap switch) for decode and prefill",
+    "engine-exchange-dp": "vLLM and TensorRT-LLM exchange tokens by all-to-all only with attn_dp > 1",
+    "engine-expert-map": "the engine places experts of this LLM in order and once, or needs pp = 1 to do otherwise",
+    "engine-speculation": "the engine drafts tokens for this LLM",
 }
 """Every rule of legality: id -> what it demands."""
 
@@ -278,24 +279,27 @@ class Packing:
             return -(-replicas // self.instances_per_domain)
         return replicas * self.domains_per_instance
 
-    @property
-    def is_aligned(self) -> bool:
-        """Whether ranks are contiguous on GPUs: no GPU of a used domain is skipped inside an instance."""
+    def is_launchable(self, gpus_per_node: int) -> bool:
+        """Whether an engine that numbers ranks node by node gets this layout.
+
+        An instance's ranks are consecutive GPUs, and each of its nodes holds equally many ranks of every group.
+        """
         sizes = {"tp": self.tp, "dp": self.dp, "pp": self.pp}
-        units, outside = self.domain_gpus, False
+        units, ranks, whole, outside, by_node = self.domain_gpus, 1, True, False, True
         for name in self.order.split("-"):
+            size = sizes[name]
+            ranks *= size
+            by_node = by_node and (gpus_per_node % ranks == 0 or ranks % gpus_per_node == 0)
             if outside:
                 continue
-            size = sizes[name]
             if size <= units:
-                if units % size:
-                    return False
+                whole = whole and units % size == 0
                 units //= size
             else:
-                if size % units:
+                if not whole or size % units:
                     return False
                 outside = True
-        return True
+        return by_node or self.domain_gpus <= gpus_per_node
 
     def gpu(self, replica: int, stage: int, dp_rank: int, tp_rank: int) -> int:
         """0-based global GPU index of a rank: ``domain * domain_gpus + slot``."""
@@ -399,12 +403,14 @@ def moe_ep_violations(problem: Problem, moe_ep: int) -> Iterator[Violation]:
             f"{slots} expert replicas on moe_ep = {moe_ep} ranks: at most one replica of each of "
             f"{moe.num_experts} experts per rank is {moe.num_experts * moe_ep}",
         )
-    strict = engine in ("sglang", "trtllm", "megatron") or (engine == "vllm" and problem.redundant_experts > 0)
+    strict = engine in ("sglang", "trtllm", "megatron") or (engine == "vllm" and wants_map(problem))
     if strict and slots % moe_ep:
         yield Violation("engine-slots", f"{engine}: {slots} expert slots do not divide by moe_ep = {moe_ep}")
-    if engine == "megatron" and problem.redundant_experts:
+    if wants_map(problem) and moe_ep > 1 and not can_place_experts(engine, problem.llm):
         yield Violation(
-            "engine-megatron-redundancy", f"megatron cannot hold {problem.redundant_experts} redundant experts"
+            "engine-expert-map",
+            f"{engine} holds the experts of {problem.llm.name} in order and once, on moe_ep = {moe_ep} ranks: "
+            f"no measured loads and no redundant experts ({problem.redundant_experts})",
         )
 
 
@@ -433,6 +439,17 @@ def dtype_violations(problem: Problem) -> Iterator[Violation]:
             )
 
 
+def speculation_violations(problem: Problem) -> Iterator[Violation]:
+    """Why the engine cannot draft tokens as the workload says."""
+    drafts = problem.workload.speculative
+    if drafts is not None and problem.engine != "any" and not can_speculate(problem.engine, problem.llm):
+        yield Violation(
+            "engine-speculation",
+            f"the workload drafts {drafts.draft} tokens a step; {problem.engine} does so from multi-token-prediction "
+            f"layers, of which {problem.llm.name} has {problem.llm.num_mtp_layers} (supported by vllm and sglang)",
+        )
+
+
 # --- rules on a whole strategy ------------------------------------------------------------------------------------
 
 
@@ -440,6 +457,7 @@ def violations(problem: Problem, strategy: Strategy) -> list[Violation]:
     """Every broken rule of a strategy, memory and SLOs excepted (they need the cost model)."""
     found = [
         *dtype_violations(problem),
+        *speculation_violations(problem),
         *attn_tp_violations(problem, strategy.attn_tp),
         *moe_tp_violations(problem, strategy.moe_tp),
         *moe_ep_violations(problem, strategy.moe_ep),
@@ -562,26 +580,36 @@ def engine_violations(problem: Problem, strategy: Strategy) -> Iterator[Violatio
         yield Violation(
             "engine-mesh", f"{engine} launches {' or '.join(ENGINE_MESH[engine])}, not {strategy.mesh_order}"
         )
-    if not packing_of(problem, strategy).is_aligned:
+    nodes = problem.cluster.gpus_per_node
+    if not packing_of(problem, strategy).is_launchable(nodes):
         yield Violation(
             "engine-alignment",
-            f"{engine} ranks are contiguous, but attn_tp = {strategy.attn_tp}, attn_dp = {strategy.attn_dp}, "
-            f"pp = {strategy.pp} leave gaps in domains of {problem.cluster.domain_gpus} GPUs",
+            f"{engine} puts consecutive ranks on nodes, but attn_tp = {strategy.attn_tp}, "
+            f"attn_dp = {strategy.attn_dp}, pp = {strategy.pp} do not fill nodes of {nodes} GPUs "
+            f"in domains of {problem.cluster.domain_gpus} evenly",
         )
+    sends = "all_to_all" in (strategy.decode_dispatch, strategy.prefill_dispatch)
     if engine == "vllm" and strategy.moe_tp > 1 and strategy.moe_ep > 1:
         yield Violation("engine-vllm-moe", f"vllm: moe_tp = {strategy.moe_tp} with moe_ep = {strategy.moe_ep}")
-    if (
-        engine == "sglang"
-        and strategy.moe_tp > 1
-        and "all_to_all"
-        in (
-            strategy.decode_dispatch,
-            strategy.prefill_dispatch,
-        )
-    ):
+    if engine == "sglang" and strategy.moe_tp > 1 and sends:
         yield Violation("engine-sglang-dispatch", f"sglang: all_to_all with moe_tp = {strategy.moe_tp}")
     if engine == "trtllm" and strategy.attn_dp > 1 and strategy.attn_tp > 1:
         yield Violation("engine-trtllm-dp", f"trtllm: attn_dp = {strategy.attn_dp} with attn_tp = {strategy.attn_tp}")
+    if sends and strategy.attn_dp == 1 and not sends_without_attention_dp(engine):
+        yield Violation("engine-exchange-dp", f"{engine}: all_to_all with attn_dp = 1")
+    decode = exchange_switch(engine, strategy.decode_dispatch, strategy.decode_overlap)
+    prefill = exchange_switch(engine, strategy.prefill_dispatch, strategy.prefill_overlap)
+    if decode != prefill:
+        yield Violation(
+            "engine-phases",
+            f"{engine} has one expert backend for both phases of its moe_ep = {strategy.moe_ep} ranks, not "
+            f"{' with overlap = '.join(map(str, decode))} in decode and "
+            f"{' with overlap = '.join(map(str, prefill))} in prefill",
+        )
+    if engine == "vllm" and strategy.pp > 1 and problem.llm.is_moe and wants_map(problem):
+        yield Violation(
+            "engine-expert-map", f"vllm places experts by loads or replicas only with pp = 1, not {strategy.pp}"
+        )
     if engine in ("trtllm", "megatron") and (strategy.decode_overlap or strategy.prefill_overlap):
         yield Violation("engine-overlap", f"{engine} has no two-batch overlap switch")
 

@@ -121,7 +121,7 @@ def test_small_instances_share_a_domain() -> None:
 def test_gpus_left_over_in_a_domain_stay_idle() -> None:
     # TP 3 in domains of 8: two instances a domain, GPUs 6 and 7 idle.
     packing = Packing("tp-dp-pp", 8, tp=3, dp=1, pp=1)
-    assert (packing.instances_per_domain, packing.domains(3), packing.is_aligned) == (2, 2, False)
+    assert (packing.instances_per_domain, packing.domains(3), packing.is_launchable(8)) == (2, 2, True)
     assert [packing.gpu(r, 0, 0, 0) for r in range(3)] == [0, 3, 8]
 
 
@@ -143,10 +143,15 @@ def test_the_mesh_order_decides_what_stays_inside() -> None:
 
 
 def test_alignment() -> None:
-    assert Packing("tp-dp-pp", 8, tp=2, dp=4, pp=3).is_aligned  # whole domains
-    assert Packing("tp-dp-pp", 8, tp=8, dp=3, pp=1).is_aligned
-    assert not Packing("tp-dp-pp", 8, tp=2, dp=3, pp=1).is_aligned  # 6 of 8
-    assert not Packing("tp-dp-pp", 8, tp=2, dp=6, pp=1).is_aligned  # 12 of 16
+    assert Packing("tp-dp-pp", 8, tp=2, dp=4, pp=3).is_launchable(8)  # whole domains
+    assert Packing("tp-dp-pp", 8, tp=8, dp=3, pp=1).is_launchable(8)
+    assert Packing("tp-dp-pp", 8, tp=2, dp=3, pp=1).is_launchable(8)  # 6 of 8, on one node
+    assert not Packing("tp-dp-pp", 8, tp=2, dp=6, pp=1).is_launchable(8)  # 12 of 16
+    # Domains of 72 in nodes of 4: sixteen ranks are four nodes; six are one and a half.
+    assert Packing("tp-dp-pp", 72, tp=4, dp=4, pp=1).is_launchable(4)
+    assert not Packing("tp-dp-pp", 72, tp=2, dp=3, pp=1).is_launchable(4)
+    # An instance of 12 is three nodes, but its stages of 6 are not whole nodes.
+    assert not Packing("tp-dp-pp", 72, tp=2, dp=3, pp=2).is_launchable(4)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -227,23 +232,51 @@ BROKEN: dict[str, tuple[Strategy, dict[str, Any]]] = {
         Strategy(attn_dp=2, moe_ep=2, pp=2, batch=4, mesh_order="tp-pp-dp"),
         {"engine": "sglang", "cluster": small_cluster(16, 4)},
     ),
-    # Stages of 3 ranks leave a gap in a domain of 4.
-    "engine-alignment": (Strategy(attn_dp=3, moe_ep=3, batch=3), {"engine": "vllm"}),
+    # A stage of 6 ranks takes two domains of 4: half of its second node is not its own.
+    "engine-alignment": (Strategy(attn_dp=6, moe_ep=6, batch=2), {"engine": "vllm"}),
     "engine-vllm-moe": (Strategy(attn_tp=4, moe_tp=2, moe_ep=2, **EIGHT), {"engine": "vllm"}),
     "engine-sglang-dispatch": (
-        Strategy(attn_dp=4, moe_tp=2, moe_ep=2, batch=2, decode_dispatch="all_to_all"),
+        Strategy(attn_dp=4, moe_tp=2, moe_ep=2, batch=2, decode_dispatch="all_to_all", prefill_dispatch="all_to_all"),
         {"engine": "sglang"},
     ),
     # 8 experts on 3 ranks.
     "engine-slots": (Strategy(attn_dp=3, moe_ep=3, batch=3), {"engine": "sglang"}),
     "engine-trtllm-dp": (Strategy(attn_tp=2, attn_dp=2, moe_ep=4, batch=4), {"engine": "trtllm"}),
-    "engine-megatron-redundancy": (
-        Strategy(attn_dp=2, moe_ep=2, batch=4),
-        {"engine": "megatron", "redundant_experts": 2},
-    ),
+    "engine-expert-map": (Strategy(attn_dp=2, moe_ep=2, batch=4), {"engine": "megatron", "redundant_experts": 2}),
     "engine-overlap": (
-        Strategy(attn_dp=2, moe_ep=2, batch=4, decode_dispatch="all_to_all", decode_overlap=True),
+        Strategy(
+            attn_dp=2,
+            moe_ep=2,
+            batch=4,
+            decode_dispatch="all_to_all",
+            decode_overlap=True,
+            prefill_dispatch="all_to_all",
+        ),
         {"engine": "megatron"},
+    ),
+    # SGLang has one switch for two-batch overlap: on in decode and off in prefill cannot be said.
+    "engine-phases": (
+        Strategy(
+            attn_dp=2,
+            moe_ep=2,
+            batch=4,
+            decode_dispatch="all_to_all",
+            decode_overlap=True,
+            prefill_dispatch="all_to_all",
+        ),
+        {"engine": "sglang"},
+    ),
+    "engine-exchange-dp": (
+        Strategy(attn_tp=2, moe_ep=2, batch=8, decode_dispatch="all_to_all", prefill_dispatch="all_to_all"),
+        {"engine": "vllm"},
+    ),
+    # No multi-token-prediction layers that could draft.
+    "engine-speculation": (
+        Strategy(attn_dp=2, moe_ep=2, batch=4),
+        {
+            "engine": "vllm",
+            "workload": small_workload(isl=100, concurrency=8, speculative={"draft": 1, "accepted": 0.5}),
+        },
     ),
 }
 JUDGED_BY_COST = {"memory", "slo-ttft", "slo-tpot", "slo-request-latency"}

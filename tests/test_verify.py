@@ -411,7 +411,7 @@ MUTATIONS: list[tuple[Callable[[Document], None], str]] = [
     (too_many_micro_batches, "micro-batches"),
     (too_few_slots, "concurrency"),
     (useless_overlap, "overlap"),
-    (engine_rule, "engine-megatron-redundancy"),
+    (engine_rule, "engine-expert-map"),
     (pin_ignored, "pin"),
     (sequence_missing, "sequences"),
     (sequence_doubled, "sequences"),

@@ -17,7 +17,9 @@ import typer
 
 from solver.cli.calibrate import calibrate
 from solver.cli.catalog import catalog_app
+from solver.cli.deploy import bench_script, export, report
 from solver.cli.judge import check, verify
+from solver.cli.place import place
 from solver.cli.plans import evaluate, placement, schema, solve
 from solver.errors import SolverError
 
@@ -46,6 +48,10 @@ app.command()(check)
 app.command()(verify)
 app.command()(placement)
 app.command()(calibrate)
+app.command()(export)
+app.command("bench-script")(bench_script)
+app.command()(report)
+app.command()(place)
 app.add_typer(catalog_app, name="catalog")
 app.command()(schema)
 

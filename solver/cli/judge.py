@@ -39,6 +39,18 @@ def check(
             rich_help_panel="Strategy",
         ),
     ] = None,
+    vllm: Annotated[
+        str | None,
+        typer.Option(metavar="COMMAND", help='A command that you run: "vllm serve ...".', rich_help_panel="Strategy"),
+    ] = None,
+    sglang: Annotated[
+        str | None,
+        typer.Option(metavar="COMMAND", help='"python -m sglang.launch_server ...".', rich_help_panel="Strategy"),
+    ] = None,
+    trtllm: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="YAML or JSON of trtllm-serve --config.", rich_help_panel="Strategy"),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 3 when a finding is an error.", rich_help_panel="Output")
     ] = False,
@@ -48,10 +60,21 @@ def check(
 
     Without a strategy it audits the claims of the reference document. A finding is not a failure: the exit code is 0,
     or 3 with --strict when a finding is an error. What a document does not state is taken from the options below.
+    A launch command is read, never run; its degrees are audited and evaluated, and compared with the optimum on as many
+    GPUs.
     """
     from solver.report.audit import show_audit
     from solver.report.terminal import terminal
 
+    launches = [
+        (name, text) for name, text in (("vllm", vllm), ("sglang", sglang), ("trtllm", trtllm)) if text is not None
+    ]
+    if launches:
+        if len(launches) > 1 or label is not None or strategy is not None or document is not None:
+            raise SpecError("give one of: a label, --strategy, --document, --vllm, --sglang, --trtllm")
+        from solver.cli.launches import check_launch
+
+        raise typer.Exit(HAS_ERRORS if check_launch(ask, *launches[0], as_json=as_json) and strict else 0)
     if document is not None or (label is None and strategy is None):
         if label is not None or strategy is not None:
             raise SpecError("give a strategy or --document, not both: the document names its own strategy")
@@ -101,9 +124,16 @@ def verify(
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Enumerate the degree space, too, and confirm the optimum.")
     ] = False,
+    loads: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Loads that an expert placement was made for.", show_default=False),
+    ] = None,
+    current: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Map that the moves of an expert placement start from.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON instead.")] = False,
 ) -> None:
-    """Judge a plan without the solver: every rule, metric and claim again.
+    """Judge a plan, or an expert placement, without the solver: every rule, metric and claim again.
 
     Exit codes: 0 confirmed, 2 no plan document, 4 the judge convicts it.
     """
@@ -114,6 +144,10 @@ def verify(
     from solver.report.terminal import terminal
     from solver.report.verdict import show_verdict
 
+    if loads or current:
+        from solver.cli.place import MAX_DOCUMENT_BYTES, verify_map
+
+        verify_map(read_text(plan, MAX_DOCUMENT_BYTES), plan, loads or [], current, as_json=as_json)
     document = read_plan(plan)
     verdict = api.verify(document, exhaustive=exhaustive)
     if as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -189,7 +190,10 @@ def placement(
     form: Annotated[
         str,
         typer.Option(
-            "--format", metavar="table|jsonl|csv", help="One record per GPU (default table).", show_default=False
+            "--format",
+            metavar="table|jsonl|csv|tree|heat",
+            help="One record per GPU (default table), or a picture.",
+            show_default=False,
         ),
     ] = "table",
     out: Annotated[str | None, typer.Option(metavar="FILE", help="Write to this file instead of stdout.")] = None,
@@ -204,15 +208,24 @@ def placement(
     from solver import api
     from solver.report.placement import FORMATS
 
-    if form not in FORMATS:
-        raise SpecError(f"--format {form[:60]!r}: give one of {', '.join(FORMATS)}")
+    known = (*FORMATS, "tree", "heat")
+    if form not in known:
+        raise SpecError(f"--format {form[:60]!r}: give one of {', '.join(known)}")
     document = read_plan(plan)
     verdict = api.verify(document)
     if not verdict.ok:
         more = f" (and {len(verdict.findings) - 1} more findings)" if len(verdict.findings) > 1 else ""
         raise PlanError(f"the map is not expanded, because verify convicts the plan: {verdict.findings[0]}{more}")
-    lines = FORMATS[form](api.placement(document))
+    lines = _picture(form, document) if form in ("tree", "heat") else FORMATS[form](api.placement(document))
     write_out(out or STANDARD, lines, force=force)
+
+
+def _picture(form: str, plan: Plan) -> Iterable[str]:
+    """The tree of the deployment, or the heat map of the experts' loads as wide as the terminal."""
+    from solver.report.pictures import heat_lines, tree_lines
+    from solver.report.terminal import terminal
+
+    return tree_lines(plan) if form == "tree" else heat_lines(plan, terminal().width)
 
 
 def schema(

@@ -9,12 +9,13 @@ from ortools.sat.python import cp_model
 
 from solver.cost.balance import sequence_tokens
 from solver.degrees import Domains
+from solver.engines import ENGINE_MESH, exchange_switch, sends_without_attention_dp
 from solver.search.bounds import Bounds
 from solver.search.choice import Choice, Expr, Table
 from solver.search.shapes import stage_shapes
 from solver.search.tables import Mode, phase_modes
-from solver.specs.problem import AllReduce, Dispatch, MeshOrder, Problem
-from solver.strategy import ENGINE_MESH, Packing, Strategy, canonical_mesh, moe_tp_fits
+from solver.specs.problem import AllReduce, Dispatch, Engine, MeshOrder, Problem
+from solver.strategy import Packing, Strategy, canonical_mesh, moe_tp_fits
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class DegreeVars:
                     packing = Packing(order, cluster.domain_gpus, tp, dp, pp)
                     if packing.members("tp") < min(tp, cluster.domain_gpus):
                         continue
-                    if self.problem.engine != "any" and not packing.is_aligned:
+                    if self.problem.engine != "any" and not packing.is_launchable(cluster.gpus_per_node):
                         continue
                     most = cluster.num_domains * packing.instances_per_domain // packing.domains_per_instance
                     if not packing.instances_per_domain:
@@ -229,6 +230,15 @@ class DegreeVars:
                 for moe_tp in self.moe_tp.values:
                     if moe_tp > 1:
                         model.add_implication(self.moe_tp.is_(moe_tp), ~mode.is_(name))
+        if not sends_without_attention_dp(self.problem.engine) and 1 in self.attn_dp.values:
+            for mode in (self.decode_mode, self.prefill_mode):
+                for value in mode.values:
+                    if value in ("send", "overlap"):
+                        model.add_implication(self.attn_dp.is_(1), ~mode.is_(value))
+        for decode in self.decode_mode.values:
+            for prefill in self.prefill_mode.values:
+                if _switch(self.problem.engine, decode) != _switch(self.problem.engine, prefill):
+                    model.add_bool_or([~self.decode_mode.is_(decode), ~self.prefill_mode.is_(prefill)])
         if max(self.prefill_batch.values) > 1:
             model.add(self.prefill_batch.variable() <= self.sequences)
 
@@ -306,6 +316,11 @@ class DegreeVars:
         names = ["pp", "attn_tp", "moe_tp", "moe_ep", *list(self._choices())[5:]]
         choices = [getattr(self, name) for name in names]
         return [TiePart(self.gpus, self.budget + 1), *(TiePart(c.index(), len(c.values)) for c in choices)]
+
+
+def _switch(engine: Engine, mode: Mode) -> tuple[str | bool, ...]:
+    """What a mode sets of the engine's switches for both phases."""
+    return exchange_switch(engine, "gather" if mode in ("reduce", "gather") else "all_to_all", mode == "overlap")
 
 
 def _mode(strategy: Strategy, dispatch: Dispatch, overlap: bool) -> Mode:

@@ -7,6 +7,7 @@ import time
 from solver.cost.leaves import Leaves
 from solver.cost.sources import operator_sources, source_notes
 from solver.degrees import grid_above
+from solver.engines import ENGINE_MESH
 from solver.errors import StrategyError
 from solver.plan import Evaluation, PlannedStrategy
 from solver.search.assemble import breakdown_of, closed_loop_of, metrics_of, placement_of
@@ -14,7 +15,7 @@ from solver.search.loop import Loop
 from solver.search.program import SearchLimits
 from solver.search.realise import BlockCache, realise
 from solver.specs.problem import Pins, Problem
-from solver.strategy import Strategy, violations
+from solver.strategy import Strategy, canonical_mesh, violations
 
 BLOCK_SECONDS = 30.0
 """Time limit of the placement blocks."""
@@ -49,6 +50,8 @@ def evaluate_label(problem: Problem, strategy: Strategy) -> Evaluation:
     degrees = ("attn_tp", "attn_dp", "moe_tp", "moe_ep", "pp", "replicas")
     if not problem.llm.is_moe and strategy.moe_tp == strategy.attn_tp and strategy.attn_dp == 1:
         strategy = strategy.model_copy(update={"moe_tp": 1, "moe_ep": 1})
+    mesh = canonical_mesh(ENGINE_MESH[problem.engine][0], strategy.attn_tp, strategy.attn_dp, strategy.pp)
+    strategy = strategy.model_copy(update={"mesh_order": mesh})
     concurrency = problem.workload.concurrency
     bins = strategy.replicas * strategy.attn_dp
     plain = (

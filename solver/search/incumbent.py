@@ -200,6 +200,12 @@ def _neighbours(scores: Scores, best: Strategy, shapes: list[tuple[int, int, int
     ):  # fmt: skip
         for value in getattr(d, name):
             yield best.model_copy(update={name: value})
+    for dispatch, overlap in (("gather", False), ("all_to_all", False), ("all_to_all", True)):
+        both = {"decode_dispatch": dispatch, "prefill_dispatch": dispatch}
+        if dispatch in d.decode_dispatch and dispatch in d.prefill_dispatch:
+            yield best.model_copy(update=both)
+        if overlap in d.decode_overlap and overlap in d.prefill_overlap:
+            yield best.model_copy(update={**both, "decode_overlap": overlap, "prefill_overlap": overlap})
     near = d.batch.index(best.batch)
     for batch in d.batch[max(0, near - 6) : near + 7]:
         for prefill_batch in d.prefill_batch:

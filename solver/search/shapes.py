@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from solver.cost.machine import Phase
 from solver.degrees import Domains
+from solver.engines import exchange_switch, sends_without_attention_dp
 from solver.search.tables import phase_modes
-from solver.specs.problem import Problem
+from solver.specs.problem import Dispatch, Problem
 from solver.strategy import chunk_tokens
 
 
@@ -27,6 +28,8 @@ def stage_shapes(problem: Problem, domains: Domains) -> list[tuple[int, int, int
                 if problem.engine == "vllm" and moe_tp > 1 and moe_ep > 1:
                     continue
                 if problem.engine == "trtllm" and tp > 1 and dp > 1:
+                    continue
+                if not gathers and dp == 1 and not sends_without_attention_dp(problem.engine):
                     continue
                 if not gathers and (moe_ep == 1 or (problem.engine == "sglang" and moe_tp > 1)):
                     continue
@@ -58,11 +61,14 @@ def space_size(problem: Problem, domains: Domains) -> int:
     """
     knobs = len(domains.batch) * len(domains.prefill_batch)
     knobs *= len(domains.decode_allreduce) * len(domains.prefill_allreduce)
-    decode = _dispatch_knobs(domains.decode_dispatch, domains.decode_overlap)
-    prefill = _dispatch_knobs(domains.prefill_dispatch, domains.prefill_overlap)
+    exchange = sum(
+        exchange_switch(problem.engine, *decode) == exchange_switch(problem.engine, *prefill)
+        for decode in _dispatch_knobs(domains.decode_dispatch, domains.decode_overlap)
+        for prefill in _dispatch_knobs(domains.prefill_dispatch, domains.prefill_overlap)
+    )
     total = 0
     for tp, _, moe_ep, dp in stage_shapes(problem, domains):
-        exchanges = decode * prefill if moe_ep > 1 else 1
+        exchanges = exchange if moe_ep > 1 else 1
         for pp in domains.pp:
             instances = problem.gpu_budget // (tp * dp * pp)
             if domains.replicas is not None:
@@ -73,6 +79,6 @@ def space_size(problem: Problem, domains: Domains) -> int:
     return total
 
 
-def _dispatch_knobs(dispatches: tuple[str, ...], overlaps: tuple[bool, ...]) -> int:
+def _dispatch_knobs(dispatches: tuple[Dispatch, ...], overlaps: tuple[bool, ...]) -> list[tuple[Dispatch, bool]]:
     """Combinations of dispatch and overlap (overlap needs all_to_all)."""
-    return sum(1 for d in dispatches for o in overlaps if not o or d == "all_to_all")
+    return [(d, o) for d in dispatches for o in overlaps if not o or d == "all_to_all"]

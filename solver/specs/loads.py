@@ -53,9 +53,26 @@ def read_loads(path: str | Path, llm: Llm | None = None) -> ExpertLoads:
         The file is missing, malformed, too large, of the wrong shape, or holds a negative, fractional or not finite
         number, or a layer without any token.
     """
-    file = Path(path)
-    suffix = file.suffix.lower()
     where = str(path)
+    counts = _summed(read_table(path), where)
+    if llm is not None:
+        counts = _moe_rows(counts, llm, where)
+    for layer, row in enumerate(counts):
+        if not row.any():
+            raise SpecError(f"{where}: all loads of row {layer} are zero (a dense layer? rows must be MoE layers)")
+    return ExpertLoads.read({"source": where, "counts": counts.tolist()}, where)
+
+
+def read_table(path: str | Path) -> Counts:
+    """Whole numbers ``[windows, layers, experts]`` of a table file, one window where it has no such axis.
+
+    Raises
+    ------
+    SpecError
+        As :func:`read_loads`.
+    """
+    file, where = Path(path), str(path)
+    suffix = file.suffix.lower()
     if suffix == ".csv":
         values = _read_csv(file, where)
     elif suffix == ".json":
@@ -64,13 +81,7 @@ def read_loads(path: str | Path, llm: Llm | None = None) -> ExpertLoads:
         values = _read_numpy(file, where, archive=suffix == ".npz")
     else:
         raise SpecError(f"expert loads {where!r} must be a file that ends with one of {', '.join(SUFFIXES)}")
-    counts = _counts(values, where)
-    if llm is not None:
-        counts = _moe_rows(counts, llm, where)
-    for layer, row in enumerate(counts):
-        if not row.any():
-            raise SpecError(f"{where}: all loads of row {layer} are zero (a dense layer? rows must be MoE layers)")
-    return ExpertLoads.read({"source": where, "counts": counts.tolist()}, where)
+    return read_array(values, where)
 
 
 def _read_csv(file: Path, where: str) -> Array:
@@ -181,8 +192,14 @@ def _read_array(stream: IO[bytes], where: str) -> Array:
     return np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _counts(values: Array, where: str) -> Counts:
-    """Whole numbers ``[L, E]``, summed over windows where there are any."""
+def read_array(values: Array, where: str) -> Counts:
+    """Whole numbers ``[W, L, E]`` of an array ``[L, E]`` or ``[W, L, E]``.
+
+    Raises
+    ------
+    SpecError
+        Another shape; a negative, fractional, too large or not finite number.
+    """
     if values.ndim not in (2, 3) or 0 in values.shape:
         raise SpecError(
             f"{where}: expert loads must have the shape [layers, experts] or [windows, layers, experts], "
@@ -195,13 +212,16 @@ def _counts(values: Array, where: str) -> Counts:
         raise SpecError(
             f"{where}: the load at {list(index)} is {exact[index]:g}; loads are whole numbers from 0 to 2^40"
         )
-    if values.ndim == 3:
-        exact = exact.sum(axis=0)
-        if exact.max() > MAX_COUNT:
-            raise SpecError(
-                f"{where}: the loads summed over {values.shape[0]} windows reach {exact.max():g}, above 2^40"
-            )
-    return exact.astype(np.int64)
+    whole = exact.astype(np.int64)
+    return whole if values.ndim == 3 else whole[None]
+
+
+def _summed(counts_wle: Counts, where: str) -> Counts:
+    """Counts ``[L, E]`` over all windows."""
+    counts: Counts = counts_wle.sum(axis=0)
+    if counts.max() > MAX_COUNT:
+        raise SpecError(f"{where}: the loads summed over {len(counts_wle)} windows reach {counts.max():g}, above 2^40")
+    return counts
 
 
 def _moe_rows(counts_LE: Counts, llm: Llm, where: str) -> Counts:  # noqa: N803 (shape suffix)

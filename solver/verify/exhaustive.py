@@ -3,7 +3,8 @@
 Each configuration gets a valid lower bound of its objective integer: exact layer times, and placement-dependent parts
 at the lower bounds of :mod:`solver.verify.blocks`. Knobs are separable: given the degrees, all-reduce, dispatch and
 overlap of decode enter the metrics only through the decode step, and those of prefill only through its path and its
-slowest stage; so each phase takes the minimum over its own knobs. What stays below the claim is refined (exact split of
+slowest stage; so each phase takes the minimum over its own knobs (where an engine has one switch for both phases, for
+each position of the switch). What stays below the claim is refined (exact split of
 the layers, blocks searched) and finally evaluated with a placement in hand.
 
 Replicas: more of them never lengthen a step (the bins get lighter, the layers stay the same), so latency, TTFT, TPOT
@@ -32,6 +33,7 @@ from solver.verify.realise import Judge, Realised, realise
 from solver.verify.stages import Cut
 from solver.verify.tables import HUGE_NS, Bools, Layouts, PhaseTable, per_token_ns
 
+Switch = tuple[str | bool, ...]
 HUGE = 2**61
 """Stands for "infeasible" and for products that leave int64; a bound is never rounded up to it."""
 MAX_SURVIVORS = 2**17
@@ -120,6 +122,13 @@ class Enumeration:
         self.decode = PhaseTable(self.leaves, self.domains, "decode", self.layouts, self.batches.tolist(), lambda_u)
         self.prefill = PhaseTable(self.leaves, self.domains, "prefill", self.layouts, self.prompts.tolist(), lambda_u)
 
+    @property
+    def _switches(self) -> list[Switch]:
+        """What both phases must have in common: the bound is the least over these."""
+        return sorted({self.decode.switch(s) for s in self.decode.settings} & {
+            self.prefill.switch(s) for s in self.prefill.settings
+        })  # fmt: skip
+
     def _factor(self, moe_ep: int) -> int:
         return self.blocks.lambda_ppm(moe_ep) if self.problem.llm.is_moe else PPM
 
@@ -129,15 +138,15 @@ class Enumeration:
     def configurations(self) -> int:
         """Legal joint assignments of degrees, replicas and knobs; memory and SLOs are not applied."""
         total = 0
+        counts = [(self.decode.num_settings(switch), self.prefill.num_settings(switch)) for switch in self._switches]
         for pp, rows, micro, selection in self._chunks():
             layout = self.layout[pp][selection.row]
-            decode, prefill = (
-                self.decode.num_settings[layout, selection.batch],
-                self.prefill.num_settings[layout, selection.prompts],
+            knobs = sum(
+                decode[layout, selection.batch] * prefill[layout, selection.prompts] for decode, prefill in counts
             )
             least, most = self._replicas(rows, selection, micro)
             fits = self._prompts_fit(selection)
-            total += int((np.maximum(0, most - least + 1) * decode * prefill * fits).sum())
+            total += int((np.maximum(0, most - least + 1) * knobs * fits).sum())
         return total
 
     def _chunks(self) -> Iterator[tuple[int, Rows, int, Selection]]:
@@ -177,7 +186,7 @@ class Enumeration:
 
     def bounds(self, pp: int, at: Selection, name: ObjectiveName, weights: tuple[int, int], *, refine: bool) -> Ints:
         """Lower bound of the objective integer, ``HUGE`` where memory or an SLO cannot hold."""
-        rows, leaves, workload = self.rows[pp], self.leaves, self.problem.workload
+        rows, leaves = self.rows[pp], self.leaves
         batch = self.batches[at.batch]
         bins = at.load_replicas * rows.attn_dp[at.row] * at.micro
         load = self.blocks.load(bins, batch)
@@ -187,21 +196,35 @@ class Enumeration:
         layers_kib, rank_kib = self._memory(pp, at, load)
         limit = leaves.memory.capacity_kib - rank_kib
         cut = Cut(self.kind_of_layer, pp, (layers_kib, (vocabulary, last)), limit, refine=refine)
-        step = per_token_ns(leaves, np.minimum(self._step(rows, at, load, cut), HUGE_NS))
-        ttft, round_ns = self._passes(rows, at, cut)
+        best: Ints = np.full((1, 1, 1), HUGE, dtype=np.int64)
+        for switch in self._switches:
+            step = per_token_ns(leaves, np.minimum(self._step(rows, at, load, cut, switch), HUGE_NS))
+            best = np.minimum(best, self._bound(rows, at, (name, weights), step, self._passes(rows, at, cut, switch)))
+        return np.where(cut.overfull, HUGE, best)
+
+    def _bound(
+        self,
+        rows: Rows,
+        at: Selection,
+        goal: tuple[ObjectiveName, tuple[int, int]],
+        step: Ints,
+        passes: tuple[Ints, Ints],
+    ) -> Ints:
+        """Objective of a decode step and of the prefill passes; ``HUGE`` where an SLO cannot hold."""
+        workload, batch, (ttft, round_ns) = self.problem.workload, self.batches[at.batch], passes
         rounds = -(-batch * at.micro // self.prompts[at.prompts])
         tpot = step + -(-(rounds - 1) * round_ns // workload.osl)
         latency = ttft + _times(tpot, workload.osl - 1)
         cycle = _times(step, workload.osl) + rounds * round_ns
-        value = self._objective(rows, at, name, weights, _Values(ttft, tpot, latency, cycle))
-        infeasible = (step >= HUGE_NS) | (ttft >= HUGE_NS) | ~self._prompts_fit(at) | cut.overfull
+        value = self._objective(rows, at, *goal, _Values(ttft, tpot, latency, cycle))
+        infeasible = (step >= HUGE_NS) | (ttft >= HUGE_NS) | ~self._prompts_fit(at)
         slo = workload.slo
         for cap, metric in ((slo.ttft, ttft), (slo.tpot, tpot), (slo.request_latency, latency)):
             if cap is not None:
                 infeasible = infeasible | (metric > cap)
         return np.where(infeasible, HUGE, np.minimum(value, HUGE))
 
-    def _step(self, rows: Rows, at: Selection, load: Ints, cut: Cut) -> Ints:
+    def _step(self, rows: Rows, at: Selection, load: Ints, cut: Cut, switch: Switch) -> Ints:
         """Decode step, the best of its knob settings."""
         leaves, pp, layout = self.leaves, rows.pp, self.layout[rows.pp][at.row]
         tp, inside, batch = rows.attn_tp[at.row], rows.inside[at.row], self.batches[at.batch]
@@ -211,7 +234,7 @@ class Enumeration:
         ends = (leaves.ffn.embedding_ns(tp, tokens), leaves.ffn.head_ns("decode", tp, head_rows))
         hops = (pp - 1) * leaves.comm.hop_ns(tp, inside, tokens) + leaves.comm.return_ns(inside) if pp > 1 else 0
         best: Ints = np.full((1, 1, 1), HUGE_NS, dtype=np.int64)
-        for setting in self.decode.settings:
+        for setting in (s for s in self.decode.settings if self.decode.switch(s) == switch):
             cell = (layout, at.batch)
             times = [self.decode.layer_ns(setting, kind, cell, core[kind.attention]) for kind in self.kinds]
             total, slowest = cut.apply(times, ends)
@@ -219,7 +242,7 @@ class Enumeration:
             best = np.minimum(best, np.where(setting.legal_ug[cell], step, HUGE_NS))
         return best
 
-    def _passes(self, rows: Rows, at: Selection, cut: Cut) -> tuple[Ints, Ints]:
+    def _passes(self, rows: Rows, at: Selection, cut: Cut, switch: Switch) -> tuple[Ints, Ints]:
         """TTFT and round of prefills, each the best of the prefill knob settings."""
         leaves, pp, layout = self.leaves, rows.pp, self.layout[rows.pp][at.row]
         tp, inside, prompts = rows.attn_tp[at.row], rows.inside[at.row], self.prompts[at.prompts]
@@ -230,7 +253,7 @@ class Enumeration:
         hops = (pp - 1) * leaves.comm.hop_ns(tp, inside, tokens) if pp > 1 else 0
         path: Ints = np.full((1, 1, 1), HUGE_NS, dtype=np.int64)
         slow: Ints = path
-        for setting in self.prefill.settings:
+        for setting in (s for s in self.prefill.settings if self.prefill.switch(s) == switch):
             cell = (layout, at.prompts)
             times = [self.prefill.layer_ns(setting, kind, cell, core[kind.attention]) for kind in self.kinds]
             total, slowest = cut.apply(times, ends)

@@ -11,8 +11,10 @@ import numpy as np
 
 from solver.cost.machine import Ints
 from solver.degrees import Domains
+from solver.engines import ENGINE_MESH
+from solver.specs.hardware import Cluster
 from solver.specs.problem import MESH_ORDERS, MeshOrder, Problem
-from solver.strategy import ENGINE_MESH, moe_tp_is_fastest
+from solver.strategy import moe_tp_is_fastest
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def _ordered(
     keep = free if order != MESH_ORDERS[0] else np.ones_like(free)
     if order not in ENGINE_MESH[problem.engine] or (pin is not None and order != pin):
         keep = keep & ~free
-    packed = _pack(tp, dp, np.full_like(tp, pp), order, cluster.domain_gpus)
+    packed = _pack(tp, dp, np.full_like(tp, pp), order, cluster)
     if problem.engine != "any":
         keep = keep & packed.aligned
     keep &= packed.tp_members >= np.minimum(tp, cluster.domain_gpus)
@@ -122,17 +124,21 @@ class _Packed:
     aligned: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
-def _pack(tp: Ints, dp: Ints, pp: Ints, order: MeshOrder, domain_gpus: int) -> _Packed:
+def _pack(tp: Ints, dp: Ints, pp: Ints, order: MeshOrder, cluster: Cluster) -> _Packed:
     """Fill domains dimension by dimension; what does not fit spreads, and everything after takes whole domains."""
     sizes = {"tp": tp, "dp": dp, "pp": pp}
-    units, domains = np.full_like(tp, domain_gpus), np.zeros_like(tp)
-    aligned = np.ones(tp.shape, dtype=np.bool_)
-    members = {}
+    units, domains, node = np.full_like(tp, cluster.domain_gpus), np.zeros_like(tp), cluster.gpus_per_node
+    whole, aligned = np.ones(tp.shape, dtype=np.bool_), np.ones(tp.shape, dtype=np.bool_)
+    ranks, members = np.ones_like(tp), {}
     for name in order.split("-"):
         size = sizes[name]
         outside, fits = domains > 0, size <= units
         members[name] = np.where(outside, 1, np.minimum(size, units))
-        aligned &= outside | np.where(fits, units % size == 0, size % units == 0)
+        ranks = ranks * size
+        if cluster.domain_gpus > node:
+            aligned &= (node % ranks == 0) | (ranks % node == 0)
+        aligned &= outside | fits | (whole & (size % units == 0))
+        whole &= outside | ~fits | (units % size == 0)
         domains = np.where(outside, domains * size, np.where(fits, 0, -(-size // units)))
         units = np.where(outside | ~fits, units, units // size)
     return _Packed(

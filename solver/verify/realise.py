@@ -18,6 +18,7 @@ from solver.cost.ledger import stage_ledgers
 from solver.cost.machine import Phase
 from solver.cost.metrics import Figures, evaluate_times, objective_value
 from solver.degrees import Domains
+from solver.engines import exchange_switch, sends_without_attention_dp
 from solver.specs.problem import ObjectiveName
 from solver.strategy import Strategy, packing_of, violations
 from solver.verify.blocks import BlockBounds, Interval
@@ -52,6 +53,8 @@ class _Timing:
     layers_ns: tuple[int, ...]
     slowest_ns: int
     """Least slowest stage of any split that fits the memory."""
+    switch: tuple[str | bool, ...]
+    """What the other phase must share (an engine's switch for both)."""
 
 
 def realise(judge: Judge, strategy: Strategy) -> Realised | None:
@@ -79,6 +82,8 @@ def _best(judge: Judge, strategy: Strategy, load: int, lambda_ppm: int) -> tuple
     prefill = _timings(judge, strategy, "prefill", blocks, (memory, limit))
     best: tuple[int, Strategy] | None = None
     for d, p in product(decode, prefill):
+        if d.switch != p.switch:
+            continue
         knobs = ("prefill_allreduce", "prefill_dispatch", "prefill_overlap")
         both = d.strategy.model_copy(update={name: getattr(p.strategy, name) for name in knobs})
         for stage_layers in _fronts(d, p, memory, limit, strategy.pp):
@@ -123,7 +128,10 @@ def _timings(
         exchange = dispatch == "all_to_all"
         if (exchange and strategy.moe_ep == 1) or (overlap and not (exchange and tokens >= 2)):
             continue
-        if leaves.problem.engine == "sglang" and exchange and strategy.moe_tp > 1:
+        engine = leaves.problem.engine
+        if engine == "sglang" and exchange and strategy.moe_tp > 1:
+            continue
+        if exchange and strategy.attn_dp == 1 and not sends_without_attention_dp(engine):
             continue
         knobs = {f"{phase}_allreduce": allreduce, f"{phase}_dispatch": dispatch, f"{phase}_overlap": overlap}
         chosen = strategy.model_copy(update=knobs)
@@ -132,12 +140,15 @@ def _timings(
         layers = [by_kind[kind] for kind in leaves.problem.llm.layers]
         layers[0] += times.embedding_ns
         layers[-1] += times.head_ns
-        if any(all(a <= b for a, b in zip(other.layers_ns, layers, strict=True)) for other in found):
+        switch = exchange_switch(engine, dispatch, overlap)
+        rivals = [other for other in found if other.switch == switch]
+        if any(all(a <= b for a, b in zip(other.layers_ns, layers, strict=True)) for other in rivals):
             continue
-        found = [o for o in found if not all(b <= a for a, b in zip(o.layers_ns, layers, strict=True))]
+        worse = [o for o in rivals if all(b <= a for a, b in zip(o.layers_ns, layers, strict=True))]
+        found = [other for other in found if other not in worse]
         slowest = least_cap([layers, memory[0]], [memory[1]], strategy.pp)
         if slowest is not None:
-            found.append(_Timing(chosen, tuple(layers), slowest))
+            found.append(_Timing(chosen, tuple(layers), slowest, switch))
     return found
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from solver.cost.leaves import PPM, Leaves
 from solver.cost.machine import Ints, Phase
 from solver.degrees import Domains
+from solver.engines import exchange_switch, sends_without_attention_dp
 from solver.specs.llm import AttentionKind, FfnKind, LayerKind
 from solver.specs.problem import AllReduce, Dispatch
 
@@ -84,12 +84,16 @@ class PhaseTable:
             if True in overlaps and dispatch == "all_to_all":
                 self.settings += [self._overlap_setting(algorithm) for algorithm in self._algorithms]
 
-    @cached_property
-    def num_settings(self) -> Ints:
+    def switch(self, setting: Setting) -> tuple[str | bool, ...]:
+        """What a setting demands of the other phase."""
+        return exchange_switch(self.leaves.problem.engine, setting.dispatch, setting.overlap)
+
+    def num_settings(self, switch: tuple[str | bool, ...]) -> Ints:
         """Legal settings of the knobs by layout and group; one without algorithm stands for all of them."""
         total = np.zeros((len(self.layouts.attn_tp), len(self.groups)), dtype=np.int64)
         for setting in self.settings:
-            total += setting.legal_ug * (len(self._algorithms) if setting.allreduce is None else 1)
+            if self.switch(setting) == switch:
+                total += setting.legal_ug * (len(self._algorithms) if setting.allreduce is None else 1)
         return total
 
     def _experts_ns(self, stage: Ints) -> Ints:
@@ -108,6 +112,8 @@ class PhaseTable:
             legal &= self._moe_ep > 1
             if self.leaves.problem.engine == "sglang":
                 legal &= self._moe_tp == 1
+            if not sends_without_attention_dp(self.leaves.problem.engine):
+                legal &= self._dp > 1
         if overlap:
             legal &= self.tokens[None, :] >= 2
         return legal

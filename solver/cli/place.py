@@ -1,0 +1,269 @@
+"""The command that places experts, and the files it writes for engines."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from solver.cli.files import check_out, write_out
+from solver.cli.plans import OUTPUT, Force, Json, NoProgress, Seed
+from solver.errors import NoPlacementError, SpecError
+
+if TYPE_CHECKING:
+    from solver.api import PlaceOptions
+    from solver.specs.windows import LoadWindow
+
+INFEASIBLE, NOT_PROVED = 3, 4
+LOADS, RANKS, CHANGE, HOW = "Loads", "Ranks and slots", "From a current placement", "How"
+MAX_DOCUMENT_BYTES = 256 * 2**20
+
+
+def _numbers(text: str | None, option: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas."""
+    if text is None:
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise SpecError(f"{option} {text[:60]!r}: give whole numbers separated by commas") from None
+
+
+def _windows(files: list[str], weights: str | None, most: int, experts: int | None) -> tuple[LoadWindow, ...]:
+    """Windows of all files; a weight per file is shared by its windows."""
+    from dataclasses import replace
+
+    from solver.specs.windows import MAX_WINDOWS, read_windows
+
+    if not 1 <= most <= MAX_WINDOWS:
+        raise SpecError(f"--windows {most}: give a number from 1 to {MAX_WINDOWS}")
+    given = (1.0,) * len(files) if weights is None else _weights(weights)
+    if len(given) != len(files):
+        raise SpecError(f"--weights has {len(given)} numbers, --loads {len(files)} files; give one weight per file")
+    found: list[LoadWindow] = []
+    for file, weight in zip(files, given, strict=True):
+        of_file = read_windows(file, most, experts)
+        found += [replace(window, weight=weight / len(of_file)) for window in of_file]
+    names = [window.name for window in found]
+    return tuple(
+        replace(window, name=f"{window.name}#{at}") if names.count(window.name) > 1 else window
+        for at, window in enumerate(found)
+    )
+
+
+def _weights(text: str) -> tuple[float, ...]:
+    try:
+        weights = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise SpecError(f"--weights {text[:60]!r}: give numbers separated by commas") from None
+    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise SpecError(f"--weights {text[:60]!r}: every weight must be above 0")
+    return weights
+
+
+def place(
+    loads: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FILE",
+            help="Tokens per layer and expert: .npz .npy .json .csv, SGLang .pt, vLLM .jsonl, TensorRT-LLM folder; "
+            "repeat it for several windows of traffic.",
+            rich_help_panel=LOADS,
+        ),
+    ],
+    ranks: Annotated[int, typer.Option(metavar="R", help="Expert-parallel ranks.", rich_help_panel=RANKS)],
+    slots_per_rank: Annotated[
+        str,
+        typer.Option(metavar="S|S,S,...", help="Slots per rank: one number, or one each.", rich_help_panel=RANKS),
+    ],
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="W,W,...", help="Weight of every file in tomorrow's traffic.", rich_help_panel=LOADS),
+    ] = None,
+    windows: Annotated[
+        int, typer.Option(metavar="N", help="Windows that a time axis is joined to.", rich_help_panel=LOADS)
+    ] = 8,
+    experts: Annotated[
+        int | None, typer.Option(metavar="E", help="Experts per layer, for vLLM responses.", rich_help_panel=LOADS)
+    ] = None,
+    aim: Annotated[
+        str, typer.Option(metavar="AIM", help="Over the windows: mean, worst or 'quantile 0.9'.", rich_help_panel=LOADS)
+    ] = "mean",
+    nodes: Annotated[
+        int, typer.Option(metavar="N", help="Nodes: equal consecutive groups of ranks.", rich_help_panel=RANKS)
+    ] = 1,
+    racks: Annotated[int, typer.Option(metavar="N", help="Racks, likewise.", rich_help_panel=RANKS)] = 1,
+    survive: Annotated[
+        str,
+        typer.Option(
+            metavar="UNIT", help="Survive the loss of any rank, node or rack.", rich_help_panel=RANKS
+        ),
+    ] = "nothing",
+    weighted: Annotated[
+        bool, typer.Option("--weighted", help="Split tokens unevenly over replicas.", rich_help_panel=HOW)
+    ] = False,
+    traffic_tolerance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="Balance given up at most for less traffic between nodes.", rich_help_panel=HOW
+        ),
+    ] = None,
+    tokens_per_step: Annotated[
+        int | None,
+        typer.Option(metavar="T", help="Say what balance is worth at so many tokens a step.", rich_help_panel=HOW),
+    ] = None,
+    top_k: Annotated[int, typer.Option(metavar="K", help="Experts that a token chooses.", rich_help_panel=HOW)] = 8,
+    current: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Map in force now.", rich_help_panel=CHANGE)
+    ] = None,
+    moves: Annotated[
+        int | None, typer.Option(metavar="K", help="Most replicas loaded per layer.", rich_help_panel=CHANGE)
+    ] = None,
+    curve: Annotated[
+        str | None,
+        typer.Option(metavar="K,K,...", help="Balance against moves, for these numbers.", rich_help_panel=CHANGE),
+    ] = None,
+    dead: Annotated[
+        str | None, typer.Option(metavar="RANK,...", help="Ranks that are lost.", rich_help_panel=CHANGE)
+    ] = None,
+    time_limit: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Stop then, with the best placement.", rich_help_panel=HOW)
+    ] = 30.0,
+    workers: Annotated[
+        int, typer.Option(metavar="N", help="Processes for the layers that stay open.", rich_help_panel=HOW)
+    ] = 2,
+    seed: Seed = 0,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the map to this file.", rich_help_panel=OUTPUT)
+    ] = None,
+    form: Annotated[
+        str,
+        typer.Option("--format", metavar="NAME", help="json, sglang, trtllm, vllm or ascend.", rich_help_panel=OUTPUT),
+    ] = "json",
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="L,L-L,...",
+            help="Decoder layers that the rows are, for sglang and trtllm.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    decoder_layers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Decoder layers in all, dense ones included.", rich_help_panel=OUTPUT),
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Place expert replicas on ranks, layer by layer, from measured loads.
+
+    The document says per layer what was reached and what is proved. Exit codes: 0 placed, 2 bad input, 3 no placement
+    exists (proved), 70 our bug.
+    """
+    check_out(out, force=force)
+    from solver import api
+    from solver.report.expert_maps import MAP_FORMATS
+    from solver.report.placed import show_placed
+    from solver.report.terminal import terminal
+    from solver.specs.placing import Placing
+    from solver.specs.windows import read_map
+
+    if form not in MAP_FORMATS:
+        raise SpecError(f"--format {form[:60]!r}: give one of {', '.join(MAP_FORMATS)}")
+    slots = _numbers(slots_per_rank, "--slots-per-rank")
+    question = Placing(
+        ranks=ranks,
+        slots_of_rank=slots * max(ranks, 1) if len(slots) == 1 else slots,
+        nodes=nodes,
+        racks=racks,
+        aim=aim,
+        weighted=weighted,
+        survive=survive,  # type: ignore[arg-type]
+        dead=_numbers(dead, "--dead"),
+        current=None if current is None else read_map(current),
+        max_moves=moves,
+        curve=_numbers(curve, "--curve"),
+        traffic_tolerance=traffic_tolerance,
+        tokens_per_step=tokens_per_step,
+        top_k=top_k,
+    )
+    options = _options(time_limit, seed, workers)
+    given = _windows(loads, weights, windows, experts)
+    try:
+        placed = api.place(given, question, options)
+    except NoPlacementError as proof:
+        _infeasible(str(proof), as_json=as_json)
+        raise typer.Exit(INFEASIBLE) from None
+    if out is not None:
+        write_out(out, MAP_FORMATS[form](placed, _decoder_layers(layers), decoder_layers), force=force)
+        if not no_progress:
+            typer.echo(f"{form} map written to {out}", err=True)
+    if as_json:
+        typer.echo(placed.model_dump_json(exclude_none=True))
+    elif out != "-":
+        show_placed(terminal(), placed, given)
+
+
+def _options(time_limit: float, seed: int, workers: int) -> PlaceOptions:
+    from solver.api import PlaceOptions
+
+    if not (math.isfinite(time_limit) and 0 < time_limit <= 10**6):
+        raise SpecError(f"--time-limit {time_limit:g}: give seconds, more than 0 and at most 1,000,000")
+    if not 1 <= workers <= 256:
+        raise SpecError(f"--workers {workers}: give a number of processes from 1 to 256")
+    if not 0 <= seed < 2**31:
+        raise SpecError(f"--seed {seed}: give a whole number from 0 to 2147483647")
+    return PlaceOptions(time_limit_s=time_limit, seed=seed, workers=workers)
+
+
+def _decoder_layers(text: str | None) -> tuple[int, ...] | None:
+    """``3-60`` or ``1,3,5``."""
+    if text is None:
+        return None
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not first.isdigit() or (last and not last.isdigit()) or int(last or first) > 10_000:
+            raise SpecError(f"--layers {text[:60]!r}: give decoder layers as in 3-60 or 1,3,5")
+        numbers += range(int(first), int(last or first) + 1)
+    return tuple(numbers)
+
+
+def _infeasible(proof: str, *, as_json: bool) -> None:
+    import json
+
+    if as_json:
+        typer.echo(json.dumps({"kind": "expert-placement", "status": "INFEASIBLE", "reason": proof}))
+    else:
+        typer.echo(f"INFEASIBLE  {proof}")
+
+
+def verify_map(text: str, where: str, loads: list[str], current: str | None, *, as_json: bool) -> None:
+    """Judge a placement document against its loads; exit code 4 when it is convicted."""
+    import json
+    from dataclasses import asdict
+
+    from solver.expertmap import ExpertPlacement
+    from solver.specs.windows import read_map
+    from solver.verify.expert_map import judge_placement
+
+    if not loads:
+        raise SpecError(f"{where} is an expert placement; name the loads it was made for with --loads")
+    placed = ExpertPlacement.parse(text, where)
+    weights = {window.name: window.weight for window in placed.windows}
+    from dataclasses import replace
+
+    given = _windows(loads, None, max(1, len(placed.windows)), placed.num_experts)
+    given = tuple(replace(window, weight=weights.get(window.name, window.weight)) for window in given)
+    verdict = judge_placement(placed, given, None if current is None else read_map(current))
+    if as_json:
+        typer.echo(json.dumps({"ok": verdict.ok, "findings": [asdict(finding) for finding in verdict.findings]}))
+    elif verdict.ok:
+        typer.echo(f"CONFIRMED  {placed.num_layers} layers, mean balancedness {placed.balancedness:.5f}")
+    else:
+        typer.echo(f"CONVICTED  {len(verdict.findings)} findings")
+        for finding in verdict.findings[:20]:
+            typer.echo(f"  - {finding}")
+    raise typer.Exit(0 if verdict.ok else NOT_PROVED)

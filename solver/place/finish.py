@@ -1,0 +1,101 @@
+"""Layers in parallel processes: they share nothing, so each process places some of them.
+
+Shape suffixes: L layers, K windows, E logical experts, N slots.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from solver.place.exact import is_small
+from solver.place.robust import Aim, RobustFound, place_robust
+from solver.place.state import Floats, Ints, Shelf
+from solver.place.static import Effort, Found, place_static
+
+T = TypeVar("T")
+POLISH_SHARE, POLISH_SECONDS = 0.1, 1.0
+"""Share of the time, and seconds, for layers that are within the gap already."""
+FIRST_SECONDS = 2.0
+"""Search in this process before others are started: most placements need no more."""
+SMALL_SECONDS = 0.3
+SMALL_TURNS = 8
+"""Search per small layer before CP-SAT closes it, in seconds and turns."""
+
+
+def place_parallel(load_le: Floats, shelf: Shelf, effort: Effort) -> Found:
+    """Placement of every layer for one window; what one process leaves open goes to several."""
+    if is_small(load_le.shape[1], shelf):
+        seconds = min(effort.seconds, SMALL_SECONDS * len(load_le))
+        return place_static(load_le, shelf, replace(effort, seconds=seconds, turns=min(effort.turns, SMALL_TURNS)))
+    alone = effort.workers == 1
+    polish_s = min(POLISH_SECONDS, POLISH_SHARE * effort.seconds)
+    seconds = effort.seconds - polish_s if alone else min(effort.seconds, FIRST_SECONDS)
+    found = place_static(load_le, shelf, replace(effort, seconds=seconds, polish_s=polish_s))
+    open_l = np.flatnonzero(found.busiest_l > found.bound_l * (1 + effort.gap))
+    seconds = effort.deadline - time.monotonic()
+    if alone or len(open_l) < 2 or seconds < FIRST_SECONDS:
+        return found
+    parts = _deal(open_l, effort.workers)
+    efforts = [_share(effort, seconds, at) for at in range(len(parts))]
+    results = _run([_static_job(load_le[part], shelf, own) for part, own in zip(parts, efforts, strict=True)])
+    for part, other in zip(parts, results, strict=True):
+        better = other.busiest_l < found.busiest_l[part]
+        found.slot_ln[part[better]] = other.slot_ln[better]
+        found.busiest_l[part[better]] = other.busiest_l[better]
+        found.bound_l[part] = np.maximum(found.bound_l[part], other.bound_l)
+    return found
+
+
+def robust_parallel(load_lke: Floats, shelf: Shelf, aim: Aim, effort: Effort) -> RobustFound:
+    """Placement of every layer for several windows."""
+    layers = len(load_lke)
+    if is_small(load_lke.shape[2], shelf):
+        effort = replace(effort, seconds=min(effort.seconds, SMALL_SECONDS), workers=1)
+    if effort.workers == 1 or layers < 2:
+        return place_robust(load_lke, shelf, aim, effort)
+    parts = _deal(np.arange(layers), effort.workers)
+    seconds = effort.deadline - time.monotonic()
+    jobs = [_robust_job(load_lke[part], shelf, aim, _share(effort, seconds, at)) for at, part in enumerate(parts)]
+    results = _run(jobs)
+    order = np.argsort(np.concatenate(parts))
+    return RobustFound(
+        np.concatenate([found.slot_ln for found in results])[order],
+        np.concatenate([found.busiest_lk for found in results])[order],
+        np.concatenate([found.objective_l for found in results])[order],
+        np.concatenate([found.bound_l for found in results])[order],
+    )
+
+
+def _deal(layers: Ints, workers: int) -> list[Ints]:
+    return [part for part in (layers[start::workers] for start in range(workers)) if len(part)]
+
+
+def _share(effort: Effort, seconds: float, at: int) -> Effort:
+    """Effort of one process; its clock starts when it is made."""
+    return Effort(seconds, effort.seed + at, effort.gap, effort.turns)
+
+
+def _static_job(load_le: Floats, shelf: Shelf, effort: Effort) -> Callable[[], Found]:
+    return partial(place_static, load_le, shelf, effort)
+
+
+def _robust_job(load_lke: Floats, shelf: Shelf, aim: Aim, effort: Effort) -> Callable[[], RobustFound]:
+    return partial(place_robust, load_lke, shelf, aim, effort)
+
+
+def _run(jobs: list[Callable[[], T]]) -> list[T]:
+    """Results of the jobs, the first one in this process; without fork, all of them here, one after the other."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return [job() for job in jobs]
+    with ProcessPoolExecutor(len(jobs) - 1 or 1, mp_context=multiprocessing.get_context("fork")) as pool:
+        others = [pool.submit(job) for job in jobs[1:]]
+        first = jobs[0]()
+        return [first, *(other.result() for other in others)]

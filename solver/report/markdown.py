@@ -1,0 +1,34 @@
+"""A report as Markdown."""
+
+from __future__ import annotations
+
+from solver.report.document import Block, Bullets, Chart, Document, Grid, Paragraph
+
+
+def markdown(document: Document) -> str:
+    """The whole document; charts are left out (their numbers are in the tables)."""
+    lines = [f"# {_escaped(document.title)}", "", f"`{document.subtitle}`", ""]
+    for section in document.sections:
+        if section.blocks and all(isinstance(block, Chart) for block in section.blocks):
+            continue
+        lines += [f"{'#' * section.level} {_escaped(section.title)}", ""]
+        for block in section.blocks:
+            lines += [*_block(block), ""] if not isinstance(block, Chart) else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _block(block: Block) -> list[str]:
+    if isinstance(block, Paragraph):
+        return [_escaped(block.text)]
+    if isinstance(block, Bullets):
+        return [f"- {_escaped(item)}" for item in block.items]
+    if isinstance(block, Grid):
+        rows = [block.header, tuple("---" for _ in block.header), *block.rows]
+        lines = ["| " + " | ".join(_escaped(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+        return [*lines, *(["", f"*{_escaped(block.note)}*"] if block.note else [])]
+    return []
+
+
+def _escaped(text: str) -> str:
+    """Text without HTML and on one line."""
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("*", "\\*")
