@@ -21,6 +21,7 @@ from problems import draw
 
 from solver import SolveOptions, evaluate, solve, verify
 from solver.cost.leaves import Leaves, as_ints
+from solver.cost.metrics import error_band
 from solver.cost.operators import positive_least_squares
 from solver.errors import OperatorsError, SpecError
 from solver.plan import Plan
@@ -222,6 +223,17 @@ def test_the_judge_finds_the_sources_again() -> None:
     document["operator_sources"][0]["source"] = "analytic: calibration test"
     verdict = verify(Plan.model_validate(document))
     assert {finding.rule for finding in verdict.findings} == {"operator-sources"}
+
+
+def test_the_error_of_a_calibration_is_not_claimed_for_measured_operators() -> None:
+    llama = {"llm": catalog.load_llm("llama-3.1-70b"), "cluster": catalog.load_cluster("h200x8")}
+    fitted = catalog.calibration_of(llama["cluster"], "vllm")
+    problem = small_problem(**llama, workload=small_workload(isl=64), calibration=fitted)
+    assert "cross-validated" in error_band(problem, "tpot")[1]
+    assert (
+        "assumed: sums of measured operators"
+        in error_band(problem.model_copy(update={"operators": OPERATORS}), "tpot")[1]
+    )
 
 
 def test_source_and_tables_are_part_of_the_question() -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from solver.cost.layers import Blocks, PhaseTimes
 from solver.cost.leaves import PPM, Leaves
-from solver.specs.calibration import Calibration
 from solver.specs.problem import ObjectiveName, Problem
 from solver.strategy import Packing, Strategy
 
@@ -153,8 +152,14 @@ def natural_value(name: ObjectiveName, integer: int, osl: int) -> float:
     return float(integer)
 
 
-def error_band(calibration: Calibration, objective: ObjectiveName) -> tuple[float, str]:
-    """Median error in percent that is expected of this objective, and where that number comes from."""
+def error_band(problem: Problem, objective: ObjectiveName) -> tuple[float, str]:
+    """Median error in percent that is expected of this objective, and where that number comes from.
+
+    A calibration's error is that of its formulas; it says nothing about measured operators under them.
+    """
+    calibration = problem.calibration
+    if problem.operators.source != "analytic":
+        return UNFITTED_BAND_PERCENT, "assumed: sums of measured operators were not compared with measured deployments"
     error = calibration.error
     if error is not None:
         percent = error.unseen.ttft_median if objective == "ttft" else error.unseen.tpot_median

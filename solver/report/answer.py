@@ -84,7 +84,7 @@ def _closed_loop(console: Console, loop: ClosedLoopMetrics | None) -> None:
 def _credibility(console: Console, plan: Plan) -> None:
     """Expected error of the prediction, and the strategies it does not tell from the winner."""
     _closed_loop(console, plan.closed_loop)
-    percent, source = error_band(plan.problem.calibration, plan.problem.objective.name)
+    percent, source = error_band(plan.problem, plan.problem.objective.name)
     heading(console, "How far to trust it", f"expected error {percent:g} %: {source}")
     ties = plan.ties
     if ties is None:

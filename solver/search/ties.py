@@ -24,7 +24,7 @@ class TieFinder:
     def find(self, best: Realised, most: int, limits: Callable[[], SearchLimits]) -> Ties:
         """At most `most` strategies within the band, best first."""
         objective = self.problem.objective.name
-        percent, source = error_band(self.problem.calibration, objective)
+        percent, source = error_band(self.problem, objective)
         at_most = best.value + int(best.value * percent / 100)
         taken, tied = [best.strategy], list[Tie]()
         complete = False

@@ -54,7 +54,6 @@ class SiliconTimes:
         self._tables = tables_of(operators)
         self._experts = experts_kernel(self._tables, llm)
         self._gemm: dict[str, str | None] = {}
-        self._exchange_dtype: dict[str, str | None] = {}
         wiring = self._tables.wiring
         self._node = wiring.gpus_per_node
         inner, outer = cluster.levels[0].bandwidth, cluster.levels[-1].bandwidth
@@ -230,7 +229,10 @@ def _collective(collective: Collective, ranks: int) -> Operator:
 
 def _each(price: Callable[..., float], *values: Ints) -> Floats:
     """`price` at every combination of broadcast integers, each distinct one once; the broadcast shape."""
-    arrays = np.broadcast_arrays(*(np.asarray(value, dtype=np.int64) for value in values))
+    given = [np.asarray(value, dtype=np.int64) for value in values]
+    if all(value.ndim == 0 for value in given):  # one number, as evaluation asks for: spare it the sorting
+        return np.asarray(price(*(int(value) for value in given)))
+    arrays = np.broadcast_arrays(*given)
     rows = np.stack([array.ravel() for array in arrays], axis=1)
     distinct, where = np.unique(rows, axis=0, return_inverse=True)
     times = np.array([price(*row) for row in distinct.tolist()], dtype=np.float64)
