@@ -218,7 +218,8 @@ class Attention:
         measured = self.machine.measured
         if measured is None:
             return formula
-        ns = measured.prefill_core_ns(kind, attn_tp, prompts, self.lengths)
+        whole: Ints = np.ceil(prompts).astype(np.int64)
+        ns = measured.prefill_core_ns(kind, attn_tp, whole, self.lengths)
         return measured.choose("prefill attention core", ns, formula)
 
     # --- memory -----------------------------------------------------------------------------------------------
