@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from solver.specs.measurements import Measurement, served_llm
+from solver.specs.measurements import Measurement
 from solver.specs.workload import Speculative
 
 RANGE_RATIO = 0.8
 """Request lengths of these tables are uniform in [0.8, 1.0] of isl and osl."""
+MIXED = ("vllm", "trtllm", "")
+"""Engines that compute prompt chunks and decode tokens in one step by default; SGLang alternates."""
 WITH_MTP = ("deepseek-ai/DeepSeek-R1",)
 MTP = Speculative(draft=1, accepted=0.85)
 
@@ -26,9 +28,3 @@ def as_served(rows: Iterable[Measurement]) -> tuple[Measurement, ...]:
     return tuple(
         replace(row, speculative=MTP) if row.llm in WITH_MTP and row.speculative is None else row for row in rows
     )
-
-
-def pair_of(row: Measurement) -> str:
-    """(LLM, GPU) pair of a row; names of one architecture, such as DeepSeek-V3 and R1, are one LLM."""
-    llm = served_llm(row)
-    return f"{llm.num_layers} layers of {llm.hidden_size}, {llm.moe} | {row.system}"

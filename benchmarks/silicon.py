@@ -13,23 +13,24 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-from recipes import RANGE_RATIO, as_served, pair_of
+from recipes import MIXED, RANGE_RATIO, as_served
 
 from solver import evaluate
 from solver.api import predict, read_measurements
 from solver.errors import SolverError
 from solver.fitting.coefficients import PRIORS
 from solver.fitting.deployments import question_of
-from solver.fitting.fit import cross_validate, fit
-from solver.fitting.journey import target_of
+from solver.fitting.fit import folds_of, unseen_predictions
+from solver.fitting.journey import pair_of, target_of
 from solver.specs import catalog
-from solver.specs.measurements import Measurement, served_cluster
+from solver.specs.measurements import Measurement, served_cluster, served_llm
 
 
 def through_evaluate(rows: tuple[Measurement, ...]) -> tuple[dict[str, tuple[float, float]], float]:
@@ -42,7 +43,13 @@ def through_evaluate(rows: tuple[Measurement, ...]) -> tuple[dict[str, tuple[flo
             loop = evaluate(problem, strategy).closed_loop
             spent += time.perf_counter() - begun
         except SolverError as error:
-            print(f"{row.id}: no prediction: {error}", file=sys.stderr)
+            print(f"{row.id}: evaluate refuses it ({error}); predicted without its rules", file=sys.stderr)
+            try:
+                (alone,) = predict([row], range_ratio=RANGE_RATIO)
+            except SolverError as unknown:
+                print(f"{row.id}: no prediction: {unknown}", file=sys.stderr)
+                continue
+            found[row.id] = (alone.ttft_ns / 1e6, alone.tpot_ns / 1e6)
             continue
         found[row.id] = (loop.ttft_ns / 1e6, loop.tpot_ns / 1e6)
     return found, 1000 * spent / max(1, len(found))
@@ -52,14 +59,39 @@ def left_out(rows: tuple[Measurement, ...], by: str) -> dict[str, tuple[float, f
     """(TTFT, TPOT) in ms by id, each predicted without its (LLM, GPU) pair."""
     base = catalog.load_calibration("default")
     target = target_of(rows, base, RANGE_RATIO)
-    whole = fit(target, base, PRIORS)
     pairs = [f"{row.llm}|{row.system}" if by == "name" else pair_of(row) for row in rows]
-
-    def progress(done: int, folds: int) -> None:
-        print(f"pair {done} of {folds}", file=sys.stderr)
-
-    found = cross_validate(target, pairs, whole, progress) / 1e6
+    folds = []
+    for fold in folds_of(target, pairs, base, PRIORS, MIXED, workers=os.cpu_count() or 1):
+        folds.append(fold)
+        print(f"pair {len(folds)} of {len(set(pairs))}", file=sys.stderr)
+    found = unseen_predictions(target, folds) / 1e6
     return {row.id: (float(found[0, i]), float(found[1, i])) for i, row in enumerate(rows)}
+
+
+def tables(rows: tuple[Measurement, ...], answers: dict[str, tuple[float, float]]) -> str:
+    """Markdown tables of the errors by LLM, GPU and engine, and the deployments that are predicted worst."""
+    known = [row for row in rows if row.id in answers and row.tpot_ns and row.ttft_ns]
+    relative = np.array([[answers[r.id][0] * 1e6 / r.ttft_ns, answers[r.id][1] * 1e6 / r.tpot_ns] for r in known]).T
+    error = 100 * np.abs(relative - 1)
+    lines = []
+    for title, name_of in (
+        ("LLM", lambda row: served_llm(row).name.removesuffix("-nvfp4").removesuffix("-fp8")),
+        ("GPU", lambda row: row.system),
+        ("engine", lambda row: row.engine),
+    ):
+        names = np.array([name_of(row) for row in known])
+        lines += [f"| {title} | rows | TPOT mean / median | TTFT mean / median |", "|---|---|---|---|"]
+        for name in np.unique(names):
+            mine = error[:, names == name]
+            (ttft, tpot), (ttft_median, tpot_median) = mine.mean(axis=1), np.median(mine, axis=1)
+            lines.append(
+                f"| {name} | {mine.shape[1]} | {tpot:.1f} / {tpot_median:.1f} | {ttft:.1f} / {ttft_median:.1f} |"
+            )
+        lines.append("")
+    lines += ["| worst TPOT | predicted / measured |", "|---|---|"]
+    worst = np.argsort(-np.abs(np.log(relative[1])))[:12]
+    lines += [f"| {known[i].id} | {relative[1, i]:.2f} |" for i in worst]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -69,6 +101,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--leave-pairs-out", action="store_true")
     parser.add_argument("--by", choices=("name", "family"), default="name")
+    parser.add_argument("--tables", action="store_true", help="also print Markdown tables of the errors")
     asked = parser.parse_args()
     try:
         rows = as_served(read_measurements(asked.measured))
@@ -89,6 +122,8 @@ def main() -> None:
         writer = csv.writer(file)
         writer.writerow(("id", "ttft_ms", "tpot_ms"))
         writer.writerows((name, *times) for name, times in answers.items() if np.isfinite(times).all())
+    if asked.tables:
+        print(tables(rows, answers))
     score = asked.measured.parent / "score.py"
     if score.exists():
         subprocess.run([sys.executable, str(score), str(asked.measured), str(asked.out)], check=True)

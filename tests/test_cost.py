@@ -354,8 +354,16 @@ def test_the_rank_with_more_rows_touches_more_experts() -> None:
 def test_few_rows_per_expert_lower_the_efficiency() -> None:
     experts = leaves_of(calibration={"grouped_gemm_half_rows": 4.0}).experts
     assert experts is not None
-    # 4 * 2 / 8 = 1 row per expert: a fifth of the rate, 768 * 5 = 3840 ns.
-    assert int(experts.compute_ns(*as_ints(1, 1, 4, 10**6))) == 3840 + 900
+    # 8 rows on 8 (1 - (3/4)^4) = 5.46875 touched experts: the rate is r / (r + 4) with r = 8 / 5.46875, so that every
+    # touched expert costs as much as 4 rows more: 768 ns * (8 + 4 * 5.46875) / 8 = 2868 ns.
+    assert int(experts.compute_ns(*as_ints(1, 1, 4, 10**6))) == 2868 + 900
+
+
+def test_fewer_tokens_never_cost_more() -> None:
+    experts = leaves_of(calibration={"grouped_gemm_half_rows": 32.0}).experts
+    assert experts is not None
+    times = [int(experts.compute_ns(*as_ints(1, 2, tokens, 10**6))) for tokens in range(1, 200)]
+    assert times == sorted(times)
 
 
 def test_a_single_rank_has_no_routing_noise() -> None:

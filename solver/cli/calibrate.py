@@ -46,7 +46,7 @@ def calibrate(
 
     The CSV has a row per measured deployment: id, llm, system, engine, precision, isl, osl, concurrency, attn_tp,
     attn_dp, moe_tp, moe_ep, gpus, measured_ttft_ms, measured_tpot_ms. The fit starts from the catalog's calibration,
-    so that twenty rows are enough to gain; the report states the error on deployments that were left out.
+    so that a few dozen rows are enough to gain; the report states the error on deployments that were left out.
     """
     from solver import api
     from solver.fitting.toml import calibration_toml

@@ -31,6 +31,8 @@ class Deployment:
     replicas: Ints
     stage_members: Ints
     """Ranks of a stage that share a scale-up domain."""
+    inside: Ints
+    """1 where the stages of an instance share a scale-up domain, else 0."""
     lambda_ppm: Ints
     concurrency: Ints
     """Requests in flight, waiting ones included, over all replicas."""
@@ -74,8 +76,6 @@ class _Passes:
 
     def __init__(self, leaves: Leaves, at: Deployment) -> None:
         self.leaves, self.at = leaves, at
-        self.inside = np.where(at.stage_members >= at.attn_tp * at.attn_dp * at.pp, 1, 0)
-        """Whether the stages of an instance share a scale-up domain."""
 
     def total_ns(self, work: _Pass) -> Ints:
         """All layers, embedding and head."""
@@ -119,8 +119,8 @@ class _Passes:
         """One decode step of all micro-batches, host work included."""
         at, comm = self.at, self.leaves.comm
         total = self.total_ns(_Pass(batch, context, np.zeros(np.shape(batch))))
-        hops = (at.pp - 1) * comm.hop_ns(at.attn_tp, self.inside, batch * self.leaves.step_tokens)
-        path = total + np.where(at.pp > 1, hops + comm.return_ns(self.inside), 0)
+        hops = (at.pp - 1) * comm.hop_ns(at.attn_tp, self.at.inside, batch * self.leaves.step_tokens)
+        path = total + np.where(at.pp > 1, hops + comm.return_ns(self.at.inside), 0)
         return np.maximum(path, at.micro_batches * -(-total // at.pp)) + self.leaves.host_ns
 
     def prefill_ns(self, prompts: Floats) -> tuple[Ints, Ints]:
@@ -134,7 +134,7 @@ class _Passes:
         tokens = np.rint(prompts * leaves.lengths.chunk).astype(np.int64)
         chunks, stage = leaves.lengths.chunks, -(-total // at.pp)
         host = chunks * leaves.prefill_host_ns
-        path = total + (chunks - 1) * stage + (at.pp - 1) * leaves.comm.hop_ns(at.attn_tp, self.inside, tokens)
+        path = total + (chunks - 1) * stage + (at.pp - 1) * leaves.comm.hop_ns(at.attn_tp, self.at.inside, tokens)
         return path + host, chunks * stage + host
 
     def mixed_ns(self, batch: Ints, context: Ints, prompts: Floats) -> Ints:
@@ -185,7 +185,8 @@ def predict(leaves: Leaves, at: Deployment) -> ClosedLoop:
     decode = -(-step * PPM // leaves.kept_ppm)
     # Prompts that arrive within one decode step of a rank are prefilled together, as far as a pass has room.
     room = np.maximum(1.0, leaves.problem.workload.prefill_chunk_tokens / leaves.lengths.new)
-    together: Floats = np.clip(batch * at.micro_batches / at.osl, 1.0, room)
+    finished = batch * at.micro_batches / at.osl * (leaves.kept_ppm / PPM)
+    together: Floats = np.clip(finished, 1.0, room)
     one, _ = passes.prefill_ns(np.ones(np.shape(together)))
     lost = passes.mixed_ns(batch, context, together) if calibration.mixed_batches else passes.prefill_ns(together)[1]
     others: Floats = np.maximum(resident - 1, 0) / at.attn_dp * lost / together
@@ -218,6 +219,7 @@ def predict_strategy(leaves: Leaves, strategy: Strategy, packing: Packing, lambd
         micro_batches=np.asarray(strategy.micro_batches),
         replicas=np.asarray(strategy.replicas),
         stage_members=np.asarray(packing.stage_members),
+        inside=np.asarray(int(packing.members("pp") == strategy.pp)),
         lambda_ppm=np.asarray(lambda_ppm),
         concurrency=np.asarray(concurrency),
         osl=np.asarray(workload.osl),

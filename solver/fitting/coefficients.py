@@ -11,14 +11,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from solver.cost.machine import Floats
-from solver.specs.calibration import Calibration
-from solver.specs.hardware import Gpu
+from solver.specs.calibration import ARITHMETICS, Calibration
+from solver.specs.hardware import Cluster
 
 Key = tuple[str, str]
-"""(GPU architecture, engine): what has coefficients of its own."""
+"""(calibration of the hardware, engine): what has coefficients of its own."""
 
 
 @dataclass(frozen=True)
@@ -47,45 +45,41 @@ FACTORS: dict[str, tuple[str, ...]] = {
 }
 """Factors that a GPU or an engine applies to several coefficients at once."""
 
-MIXED_BATCHES = ("vllm", "trtllm")
-"""Engines that compute prompt chunks and decode tokens in one step by default; SGLang alternates."""
 LARGEST_EFFICIENCY = 0.95
 BEND = 6.0
 """How sharply a coefficient bends below its largest value: the power of a soft minimum."""
 
 PRIORS: tuple[Coefficient, ...] = (
-    Coefficient("gemm_efficiency.bf16", 0.6, 0.25, largest=LARGEST_EFFICIENCY),
-    Coefficient("gemm_efficiency.fp8", 0.5, 0.25, largest=LARGEST_EFFICIENCY),
-    Coefficient("gemm_efficiency.fp8_block", 0.35, 0.25, largest=LARGEST_EFFICIENCY),
-    Coefficient("gemm_efficiency.fp4", 0.3, 0.25, largest=LARGEST_EFFICIENCY),
-    Coefficient("weight_only_compute", 0.7, 0.12, largest=1.0),
-    Coefficient("weight_only_memory", 0.83, 0.10, largest=1.0),
-    Coefficient("attention_efficiency", 0.7, 0.25, largest=LARGEST_EFFICIENCY),
-    Coefficient("compute", 1.0, 0.0, gpu_spread=0.35, engine_spread=0.2, pair_spread=0.1),
-    Coefficient("gemm_half_rows", 64.0, 0.7),
-    Coefficient("grouped_gemm_half_rows", 16.0, 0.7),
-    Coefficient("memory_efficiency", 0.8, 0.15, largest=LARGEST_EFFICIENCY),
-    Coefficient("cache_efficiency", 0.7, 0.20, largest=LARGEST_EFFICIENCY),
-    Coefficient("link_efficiency", 0.7, 0.12, largest=1.0),
-    Coefficient("launch", 2_500.0, 0.5, gpu_spread=0.15, engine_spread=0.3, pair_spread=0.1),
-    Coefficient("collective_base", 4_000.0, 0.4),
-    Coefficient("host_step", 1_000_000.0, 0.5),
-    Coefficient("host_sequence", 12_000.0, 0.5),
-    Coefficient("host", 1.0, 0.0, engine_spread=0.3),
-    Coefficient("host_prefill", 3_000_000.0, 0.4),
-    Coefficient("host_prefill_layer", 100_000.0, 0.7),
-    Coefficient("routing_noise", 0.4, 0.5, largest=1.0),
-    Coefficient("request_overhead", 50_000_000.0, 0.7, engine_spread=0.6, pair_spread=0.2),
-    Coefficient("queue_share", 0.2, 0.5, engine_spread=0.3, largest=1.0),
+    Coefficient("gemm_efficiency.bf16", 0.6, 0.15, largest=LARGEST_EFFICIENCY),
+    Coefficient("gemm_efficiency.fp8", 0.5, 0.15, largest=LARGEST_EFFICIENCY),
+    Coefficient("gemm_efficiency.fp8_block", 0.35, 0.15, largest=LARGEST_EFFICIENCY),
+    Coefficient("gemm_efficiency.fp4", 0.3, 0.15, largest=LARGEST_EFFICIENCY),
+    Coefficient("weight_only_compute", 0.7, 0.07, largest=1.0),
+    Coefficient("weight_only_memory", 0.83, 0.06, largest=1.0),
+    Coefficient("attention_efficiency", 0.7, 0.15, largest=LARGEST_EFFICIENCY),
+    Coefficient("compute", 1.0, 0.0, gpu_spread=0.25, engine_spread=0.15, pair_spread=0.03),
+    Coefficient("gemm_half_rows", 64.0, 0.4),
+    Coefficient("grouped_gemm_half_rows", 16.0, 0.4),
+    Coefficient("memory_efficiency", 0.8, 0.09, largest=LARGEST_EFFICIENCY),
+    Coefficient("cache_efficiency", 0.7, 0.12, largest=LARGEST_EFFICIENCY),
+    Coefficient("link_efficiency", 0.7, 0.07, largest=1.0),
+    Coefficient("launch", 2_500.0, 0.3, gpu_spread=0.1, engine_spread=0.2, pair_spread=0.03),
+    Coefficient("collective_base", 4_000.0, 0.25),
+    Coefficient("host_step", 1_000_000.0, 0.3),
+    Coefficient("host_sequence", 12_000.0, 0.3),
+    Coefficient("host", 1.0, 0.0, engine_spread=0.2),
+    Coefficient("host_prefill", 3_000_000.0, 0.25),
+    Coefficient("host_prefill_layer", 100_000.0, 0.4),
+    Coefficient("routing_noise", 0.4, 0.3, largest=1.0),
+    Coefficient("request_overhead", 50_000_000.0, 0.4, engine_spread=0.4, pair_spread=0.05),
+    Coefficient("queue_share", 0.2, 0.3, engine_spread=0.2, largest=1.0),
 )
 """What is known before any deployment was measured: vendors' and engines' published kernel figures, generously wide."""
 
 
-def architecture(gpu: Gpu) -> str:
-    """The generation of a GPU, by its arithmetic units."""
-    if "fp4" in gpu.peak:
-        return "blackwell"
-    return "hopper" if "fp8" in gpu.peak else "ampere"
+def key_of(cluster: Cluster, engine: str) -> Key:
+    """What decides the coefficients of a deployment: the calibration of its hardware, and its engine."""
+    return cluster.calibration, engine
 
 
 @dataclass(frozen=True)
@@ -100,12 +94,12 @@ class Parameter:
     spread: float
 
     def applies(self, key: Key) -> bool:
-        """Whether it shifts the coefficients of an (architecture, engine)."""
+        """Whether it shifts the coefficients of an (hardware, engine)."""
         return all(own in ("", other) for own, other in zip(self.key, key, strict=True))
 
 
 def parameters(priors: tuple[Coefficient, ...], keys: list[Key]) -> tuple[Parameter, ...]:
-    """All parameters of a model that covers these (architecture, engine) pairs."""
+    """All parameters of a model that covers these (hardware, engine) pairs."""
     found = []
     for prior in priors:
         levels = {
@@ -121,7 +115,7 @@ def parameters(priors: tuple[Coefficient, ...], keys: list[Key]) -> tuple[Parame
 
 
 def values(priors: tuple[Coefficient, ...], model: tuple[Parameter, ...], z: Floats, key: Key) -> dict[str, float]:
-    """Coefficients of one (architecture, engine), factors applied, below their largest values."""
+    """Coefficients of one (hardware, engine), factors applied, below their largest values."""
     shift = dict.fromkeys((prior.name for prior in priors), 0.0)
     for parameter, amount in zip(model, z, strict=True):
         if parameter.applies(key):
@@ -142,21 +136,16 @@ def _shifted(prior: Coefficient, shift: float) -> float:
     return float(free / (1 + (free / prior.largest) ** BEND) ** (1 / BEND))
 
 
-def calibrated(base: Calibration, found: Mapping[str, float], engine: str) -> Calibration:
-    """The calibration of an engine with these coefficients in place of its own; times are rounded to whole ns."""
+def calibrated(base: Calibration, found: Mapping[str, float]) -> Calibration:
+    """The calibration with these coefficients in place of its own; times are rounded to whole ns."""
     whole = {"launch", "collective_base", "host_step", "host_sequence", "host_prefill", "host_prefill_layer"}
     whole.add("request_overhead")
-    fields: dict[str, object] = {"mixed_batches": not engine or engine in MIXED_BATCHES}
+    fields: dict[str, object] = {}
     efficiency = dict(base.gemm_efficiency)
     for name, value in found.items():
         head, _, arithmetic = name.partition(".")
         if head == "gemm_efficiency":
-            efficiency.update({known: value for known in efficiency if known == arithmetic})
+            efficiency.update({known: value for known in ARITHMETICS if known == arithmetic})
         else:
             fields[name] = round(value) if name in whole else value
     return base.model_copy(update={**fields, "gemm_efficiency": efficiency})
-
-
-def start(model: tuple[Parameter, ...]) -> Floats:
-    """The prior's centre."""
-    return np.zeros(len(model))

@@ -11,7 +11,7 @@ from solver.cost.closed_loop import ClosedLoop, Deployment, predict
 from solver.cost.leaves import PPM, Leaves
 from solver.cost.lengths import Lengths
 from solver.cost.machine import Floats, Ints
-from solver.fitting.coefficients import Key, architecture
+from solver.fitting.coefficients import Key, key_of
 from solver.specs.calibration import Calibration
 from solver.specs.measurements import Measurement, served_cluster, served_llm
 from solver.specs.problem import Problem
@@ -81,12 +81,12 @@ def _group(rows: Sequence[Measurement], own: Ints, calibration: Calibration, mea
         micro_batches=pp,
         replicas=np.maximum(1, column(lambda r: r.gpus) // (stage * pp)),
         stage_members=np.minimum(stage, cluster.scale_up_gpus),
+        inside=(stage * pp <= cluster.scale_up_gpus).astype(np.int64),
         lambda_ppm=np.full_like(stage, PPM),
         concurrency=column(lambda r: r.concurrency),
         osl=osl,
     )
-    key = (architecture(cluster.gpu), first.engine)
-    return Group(key, problem, Lengths.many(problem, isl, osl), at, own)
+    return Group(key_of(cluster, first.engine), problem, Lengths.many(problem, isl, osl), at, own)
 
 
 def predictions(groups: Sequence[Group], calibration_of: Callable[[Key], Calibration]) -> Floats:
@@ -111,15 +111,20 @@ def question_of(row: Measurement, calibration: Calibration, range_ratio: float) 
     )
     llm, cluster = served_llm(row), served_cluster(row)
     replicas = max(1, row.gpus // (row.attn_tp * row.attn_dp * row.pp))
-    bins = replicas * row.attn_dp * row.pp
-    strategy = Strategy(
-        attn_tp=row.attn_tp,
-        attn_dp=row.attn_dp,
-        moe_tp=row.moe_tp,
-        moe_ep=row.moe_ep,
-        pp=row.pp,
-        replicas=replicas,
-        micro_batches=row.pp,
-        batch=-(-row.concurrency // bins),
+    attn_dp, moe_tp, moe_ep = (row.attn_dp, row.moe_tp, row.moe_ep) if llm.is_moe else (1, 1, 1)
+    if not llm.is_moe:
+        replicas *= row.attn_dp  # a dense LLM's data parallel ranks are replicas
+    strategy = Strategy.read(
+        {
+            "attn_tp": row.attn_tp,
+            "attn_dp": attn_dp,
+            "moe_tp": moe_tp,
+            "moe_ep": moe_ep,
+            "pp": row.pp,
+            "replicas": replicas,
+            "micro_batches": row.pp,
+            "batch": -(-row.concurrency // (replicas * attn_dp * row.pp)),
+        },
+        f"row {row.id}",
     )
     return Problem(llm=llm, cluster=cluster, workload=workload, calibration=calibration), strategy

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from solver.cost.machine import Floats, Ints
 from solver.errors import SpecError
-from solver.fitting.coefficients import Coefficient, Key, Parameter, calibrated, parameters, start, values
+from solver.fitting.coefficients import Coefficient, Key, Parameter, calibrated, parameters, values
 from solver.fitting.deployments import Group, predictions
 from solver.specs.calibration import Calibration
 
@@ -17,13 +18,13 @@ TPOT_SCALE = 0.12
 """Relative error beyond which a TPOT counts less than its square: repeats of one deployment differ by about as much."""
 TTFT_SCALE = 0.25
 TTFT_WEIGHT = 0.5
-"""Weight of a TTFT against a TPOT: queueing makes it the noisier of the two."""
+"""Factor of a TTFT's residual against a TPOT's (its square in the loss): queueing makes it the noisier of the two."""
 LARGEST_LOG = 2.0
 """Over-predictions beyond e^2 count as e^2, so that no outlier overflows."""
 PAIR_ROWS = 100.0
-"""Rows of an (LLM, GPU) pair with which each row has weight 1; the weight falls with the fourth root of the rows."""
-FIRST_TURNS, WARM_TURNS = 25, 5
-"""Most Gauss-Newton turns from the priors, and from a fit to nearly the same rows."""
+"""Rows of an (LLM, GPU) pair with which a residual has factor 1; it falls with the fourth root of the rows."""
+MOST_TURNS = 50
+"""Most evaluations of the residuals."""
 STEP = 0.02
 """Finite-difference step, in standard deviations of a prior."""
 
@@ -52,10 +53,13 @@ class Fit:
     priors: tuple[Coefficient, ...]
     model: tuple[Parameter, ...]
     z: Floats
+    mixed: tuple[str, ...] | None = None
+    """Engines that mix prompt chunks into decode steps; absent keeps what the base says."""
 
     def calibration(self, key: Key) -> Calibration:
-        """Coefficients of an (architecture, engine); levels it does not share with the data stay at the level above."""
-        return calibrated(self.base, values(self.priors, self.model, self.z, key), key[1])
+        """Coefficients of an (hardware, engine); levels it does not share with the data stay at the level above."""
+        found = calibrated(self.base, values(self.priors, self.model, self.z, key))
+        return found if self.mixed is None else found.model_copy(update={"mixed_batches": key[1] in self.mixed})
 
 
 def pair_weights(pairs: Sequence[str]) -> Floats:
@@ -65,7 +69,9 @@ def pair_weights(pairs: Sequence[str]) -> Floats:
     return weights
 
 
-def fit(target: Target, base: Calibration, priors: tuple[Coefficient, ...], z: Floats | None = None) -> Fit:
+def fit(
+    target: Target, base: Calibration, priors: tuple[Coefficient, ...], mixed: tuple[str, ...] | None = None
+) -> Fit:
     """Coefficients that explain the measurements, shrunk towards the priors.
 
     Minimises pseudo-Huber losses of the relative errors ``exp(log error) - 1`` of TPOT and TTFT, plus the squares of
@@ -81,27 +87,26 @@ def fit(target: Target, base: Calibration, priors: tuple[Coefficient, ...], z: F
     except ImportError as error:
         raise SpecError("fitting a calibration needs scipy: pip install 'shardwright[calibrate]'") from error
     model = parameters(priors, [group.key for group in target.groups])
-    problem = _Residuals(target, base, priors, model)
-    begin = start(model) if z is None else z
-    turns = FIRST_TURNS if z is None else WARM_TURNS
-    found = least_squares(problem.residuals, begin, jac=problem.jacobian, max_nfev=turns, xtol=1e-4, ftol=1e-5)
-    return Fit(base, priors, model, found.x)
+    begin = Fit(base, priors, model, np.zeros(len(model)), mixed)
+    problem = _Residuals(target, begin)
+    found = least_squares(
+        problem.residuals, begin.z, jac=problem.jacobian, max_nfev=MOST_TURNS, xtol=1e-4, ftol=1e-4
+    )
+    return replace(begin, z=found.x)
 
 
 class _Residuals:
     """Residual vector and its finite-difference Jacobian; a parameter re-costs only the groups it touches."""
 
-    def __init__(
-        self, target: Target, base: Calibration, priors: tuple[Coefficient, ...], model: tuple[Parameter, ...]
-    ) -> None:
-        self.target, self.base, self.priors, self.model = target, base, priors, model
+    def __init__(self, target: Target, begin: Fit) -> None:
+        self.target, self.begin, self.model = target, begin, begin.model
         known = np.any(np.isfinite(target.measured), axis=0, keepdims=True)[0]
         self.groups = tuple(group for group in target.groups if known[group.rows].any())
         self.scales = np.array([[TTFT_SCALE], [TPOT_SCALE]])
         self.weight = np.array([[TTFT_WEIGHT], [1.0]]) * target.weights
 
     def _fit(self, z: Floats) -> Callable[[Key], Calibration]:
-        return Fit(self.base, self.priors, self.model, z).calibration
+        return replace(self.begin, z=z).calibration
 
     def _errors(self, groups: tuple[Group, ...], z: Floats) -> Floats:
         """Weighted robust residuals, shape ``[2, rows]``, 0 for rows that are not measured or not in `groups`."""
@@ -138,17 +143,49 @@ class _Residuals:
         return columns
 
 
-def cross_validate(
-    target: Target, pairs: Sequence[str], whole: Fit, progress: Callable[[int, int], None]
-) -> Floats:
-    """Predictions of every row by a fit that has not seen its pair, shape ``[2, rows]`` in ns."""
-    names = np.array(pairs)
+@dataclass(frozen=True)
+class Fold:
+    """A fit that has not seen some rows."""
+
+    rows: Ints
+    fit: Fit
+
+
+def folds_of(
+    target: Target,
+    left_out: Sequence[str],
+    base: Calibration,
+    priors: tuple[Coefficient, ...],
+    mixed: tuple[str, ...] | None = None,
+    *,
+    workers: int = 1,
+) -> Iterator[Fold]:
+    """One fit per distinct name in `left_out` (a name per row) that has not seen its rows; each starts from the priors.
+
+    A fold must not start from a fit to all rows: it would remember them.
+    """
+    names = np.array(left_out)
+    hidden = [np.flatnonzero(names == name) for name in np.unique(names)]
+    if workers == 1:
+        for rows in hidden:
+            yield Fold(rows, fit(target.without(rows), base, priors, mixed))
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        fits = [pool.submit(fit, target.without(rows), base, priors, mixed) for rows in hidden]
+        for rows, future in zip(hidden, fits, strict=True):
+            yield Fold(rows, future.result())
+
+
+def unseen_predictions(target: Target, folds: Sequence[Fold], view: Key | None = None) -> Floats:
+    """Predictions of every row by the fit that has not seen it, shape ``[2, rows]`` in ns.
+
+    With a `view` the coefficients of that key predict every row (those of one hardware under any engine, say).
+    """
     found = np.full_like(target.measured, np.nan)
-    distinct = np.unique(names)
-    for done, pair in enumerate(distinct):
-        progress(done, len(distinct))
-        rows = np.flatnonzero(names == pair)
-        unseen = fit(target.without(rows), whole.base, whole.priors, whole.z)
-        found[:, rows] = predictions(target.groups, unseen.calibration)[:, rows]
-    progress(len(distinct), len(distinct))
+    for fold in folds:
+
+        def of(key: Key, seen: Fit = fold.fit) -> Calibration:
+            return seen.calibration(key if view is None else view)
+
+        found[:, fold.rows] = predictions(target.groups, of)[:, fold.rows]
     return found

@@ -9,12 +9,12 @@ import numpy as np
 
 from solver.cost.machine import Floats
 from solver.errors import SpecError
-from solver.fitting.coefficients import PRIORS, Coefficient, Key, architecture, values
+from solver.fitting.coefficients import PRIORS, Coefficient, Key, key_of, values
 from solver.fitting.deployments import grouped, predictions
-from solver.fitting.fit import Target, cross_validate, fit, pair_weights
+from solver.fitting.fit import Fold, Target, fit, folds_of, pair_weights, unseen_predictions
 from solver.specs.calibration import Calibration, Errors, FitError, Origin
 from solver.specs.catalog import calibration_of, load_calibration
-from solver.specs.measurements import Measurement, served_cluster
+from solver.specs.measurements import Measurement, contradiction, served_cluster, served_llm
 
 USER_SPREAD = 0.5
 """A user's own measurements move a fitted calibration by about half of what is allowed between GPUs and engines."""
@@ -49,6 +49,13 @@ class CalibrationReport:
     """What the cross-validation left out."""
     moved: dict[str, tuple[float, float]]
     """Coefficients before and after."""
+
+    @property
+    def gains(self) -> bool:
+        """Whether unseen deployments are predicted better than before, by TPOT (by TTFT where no TPOT was measured)."""
+        if self.unseen.tpot_mean is not None and self.before.tpot_mean is not None:
+            return self.unseen.tpot_mean < self.before.tpot_mean
+        return (self.unseen.ttft_mean or 0.0) < (self.before.ttft_mean or 0.0)
 
 
 def predict(
@@ -87,31 +94,44 @@ def calibrate(
             f"{len(measured)} of {len(rows)} rows have a measured_ttft_ms or measured_tpot_ms; at least {MIN_ROWS} are "
             "needed to fit a calibration"
         )
+    names = [row.id for row in measured]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SpecError(f"the id {twice!r} is given twice; a row that is repeated would be fitted and left out at once")
+    for fault in filter(None, map(contradiction, measured)):
+        raise SpecError(fault)
     keys = sorted({_key(row) for row in measured})
     if len(keys) > 1:
         shown = ", ".join(" with ".join(key) for key in keys)
         raise SpecError(f"the measurements are of {shown}; a calibration is for one of them: choose with --only")
     target = target_of(measured, base, range_ratio)
-    pairs = [f"{row.llm} on {row.system}" for row in measured]
-    whole = fit(target, base, around(base))
+    pairs = [pair_of(row) for row in measured]
+    priors = around(base)
+    whole = fit(target, base, priors)
     distinct = len(set(pairs))
     left_out = pairs if distinct > 1 else [str(i % FOLDS) for i in range(len(measured))]
-    unseen = cross_validate(target, left_out, whole, progress)
+    folds = list[Fold]()
+    for fold in folds_of(target, left_out, base, priors):
+        progress(len(folds), len(set(left_out)))
+        folds.append(fold)
+    progress(len(folds), len(folds))
+    unseen = unseen_predictions(target, folds)
     means = f"whole (LLM, GPU) pairs, {distinct} of them" if distinct > 1 else f"every {FOLDS}th row of the one pair"
     key = keys[0]
     found = whole.calibration(key)
     name = f"{key[0]}-{key[1]}-fitted"
     error = FitError(rows=len(measured), pairs=distinct, unseen=errors(unseen, target.measured), left_out=means)
     origin = Origin(provenance="fitted", source=f"{len(measured)} measurements, shrunk towards {base.name}")
-    fitted = found.model_copy(
-        update={
+    fitted = Calibration.model_validate(
+        {
+            **found.model_dump(),
             "name": name,
             "source": f"fitted to {len(measured)} measurements of {key[1]} on {key[0]}, starting from {base.name}",
-            "origins": {**base.origins, **dict.fromkeys(names_of(around(base)), origin)},
+            "origins": {**base.origins, **dict.fromkeys(names_of(priors), origin)},
             "error": error,
         }
     )
-    start = values(around(base), (), np.zeros(0), key)
+    start = values(priors, (), np.zeros(0), key)
     end = values(whole.priors, whole.model, whole.z, key)
     return CalibrationReport(
         calibration=fitted,
@@ -126,15 +146,18 @@ def calibrate(
 
 
 def around(base: Calibration) -> tuple[Coefficient, ...]:
-    """Priors centred on a calibration, all effects on one level."""
+    """Priors centred on a calibration, all effects on one level.
+
+    A coefficient that the base switches off (0) or does not list starts from the general prior.
+    """
     found = []
     for prior in PRIORS:
         head, _, arithmetic = prior.name.partition(".")
         spread = USER_SPREAD * max(prior.spread, prior.gpu_spread, prior.engine_spread)
-        centre = base.gemm_efficiency.get(arithmetic) if arithmetic else getattr(base, head, prior.value)  # type: ignore[call-overload]
-        if centre:
-            largest = max(prior.largest, 1.05 * float(centre))
-            found.append(Coefficient(prior.name, float(centre), spread, largest=largest))
+        own = base.gemm_efficiency.get(arithmetic) if arithmetic else getattr(base, head, None)  # type: ignore[call-overload]
+        centre = float(own or prior.value)
+        largest = prior.largest if centre < prior.largest else 1.0
+        found.append(Coefficient(prior.name, min(centre, 0.999 * largest), spread, largest=largest))
     return tuple(found)
 
 
@@ -142,7 +165,7 @@ def target_of(rows: Sequence[Measurement], base: Calibration, range_ratio: float
     """What is fitted, pairs balanced against one another."""
     times = [[row.ttft_ns or np.nan for row in rows], [row.tpot_ns or np.nan for row in rows]]
     measured = np.array(times, dtype=np.float64)
-    pairs = [f"{row.llm} on {row.system}" for row in rows]
+    pairs = [pair_of(row) for row in rows]
     return Target(grouped(rows, base, range_ratio), measured, pair_weights(pairs))
 
 
@@ -158,8 +181,14 @@ def errors(predicted: Floats, measured: Floats) -> Errors:
     return Errors(ttft_mean=ttft_mean, ttft_median=ttft_median, tpot_mean=tpot_mean, tpot_median=tpot_median)
 
 
+def pair_of(row: Measurement) -> str:
+    """(LLM, GPU) pair of a row; names of one architecture, such as DeepSeek-V3 and R1, are one LLM."""
+    llm = served_llm(row)
+    return f"{llm.num_layers} layers of {llm.hidden_size}, {llm.moe} on {served_cluster(row).gpu.name}"
+
+
 def _key(row: Measurement) -> Key:
-    return architecture(served_cluster(row).gpu), row.engine
+    return key_of(served_cluster(row), row.engine)
 
 
 def names_of(priors: Sequence[Coefficient]) -> list[str]:

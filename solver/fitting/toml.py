@@ -19,7 +19,7 @@ def calibration_toml(calibration: Calibration) -> str:
         if name in tables:
             lines += _table(name, tables[name])
     for coefficient, origin in tables["origins"].items():
-        lines += _table(f'origins."{coefficient}"' if coefficient == "*" else f"origins.{coefficient}", origin)
+        lines += _table(f"origins.{json.dumps(coefficient)}", origin)
     return "\n".join(lines) + "\n"
 
 

@@ -85,13 +85,17 @@ def _credibility(console: Console, plan: Plan) -> None:
     """Expected error of the prediction, and the strategies it does not tell from the winner."""
     _closed_loop(console, plan.closed_loop)
     percent, source = error_band(plan.problem, plan.problem.objective.name)
-    heading(console, "How far to trust it", f"expected error {percent:g} %: {source}")
+    heading(console, "How far to trust it", f"error of {percent:g} %: {source}")
     ties = plan.ties
     if ties is None:
         console.print("  --ties N lists the strategies that this error does not tell from the winner.")
         return
     if not ties.tied:
-        console.print("  Proved: no other degrees come within it.")
+        console.print(
+            "  Proved: no other degrees come within it."
+            if ties.complete
+            else "  The search for ties was cut short: nothing is proved about other degrees."
+        )
         return
     table = headed([("", "l"), ("", "l"), ("objective", "r"), ("", "r"), ("GPUs", "r")])
     for tie in ties.tied:
@@ -247,11 +251,13 @@ def _proof(console: Console, plan: Plan) -> None:
 
 
 def _runners_up(console: Console, plan: Plan) -> None:
-    if not plan.runners_up:
+    shown = () if plan.ties is None else {tie.strategy.label for tie in plan.ties.tied}
+    others = [other for other in plan.runners_up if other.label not in shown]
+    if not others:
         return
     heading(console, "Runners-up", "strategies that the search evaluated; others may lie between")
     table = headed([("strategy", "l"), (plan.objective.name, "r"), ("distance", "r"), ("GPUs", "r")])
-    for other in plan.runners_up:
+    for other in others:
         distance = other.objective / plan.objective.value - 1 if plan.objective.value else 0.0
         table.add_row(
             "", other.label, objective_text(plan.objective, other.objective), f"{distance:+.1%}", f"{other.gpus:,}"

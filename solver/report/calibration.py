@@ -38,6 +38,11 @@ def show_calibration(console: Console, report: CalibrationReport) -> None:
         table.add_row("", name, *_cells(errors))
     console.print(table)
     console.print(f"Unseen: {report.unseen_means} left out, one after the other.")
+    if not report.gains:
+        console.print(
+            "On deployments that were left out it is no better than the calibration it started from: keep that one, or "
+            "measure more (LLM, GPU) pairs."
+        )
     heading(console, "What moved", "coefficients that changed by more than 0.5 %")
     moved = grid("l", "r", "r")
     for name, (before, after) in report.moved.items():
@@ -58,6 +63,7 @@ def calibration_json(report: CalibrationReport) -> str:
                 "unseen": report.unseen.model_dump(),
             },
             "left_out": report.unseen_means,
+            "gains": report.gains,
             "moved": {name: {"before": before, "after": after} for name, (before, after) in report.moved.items()},
         },
         indent=2,

@@ -213,9 +213,9 @@ def warnings_of(problem: Problem, realised: Realised) -> tuple[str, ...]:
     llm, workload, name = problem.llm, problem.workload, problem.objective.name
     if llm.declared_gap > 0.05:
         found.append(f"{llm.declared_sentence()}; solved in the reading {llm.reading}.")
-    assumed = sorted(key for key, origin in problem.calibration.origins.items() if origin.provenance == "assumed")
+    assumed = problem.calibration.assumed
     if assumed:
-        which = "all coefficients" if "*" in assumed else ", ".join(assumed)
+        which = ", ".join(assumed) if problem.calibration.error is not None else "its efficiencies among them"
         found.append(
             f"Calibration {problem.calibration.name!r} rests on assumed values, not on measurements ({which})."
         )

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from solver.cost.closed_loop import predict_strategy
+from solver.cost.leaves import Leaves
 from solver.cost.metrics import Utopia, error_band, natural_value
 from solver.plan import PlannedStrategy, Tie, Ties
 from solver.search.loop import Beyond, Loop, Progress
 from solver.search.program import SearchLimits
 from solver.search.realise import Realised
 from solver.specs.problem import Problem
+from solver.strategy import packing_of
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,18 @@ class TieFinder:
     utopia: Utopia | None
     on_progress: Callable[[Progress], None]
 
+    def _uncertain(self, best: Realised) -> int:
+        """What the error is a share of: the objective; of a TTFT, all that a client would measure of it."""
+        if self.problem.objective.name != "ttft":
+            return best.value
+        packing = packing_of(self.problem, best.strategy)
+        return int(predict_strategy(Leaves(self.problem), best.strategy, packing, best.blocks.lambda_ppm).ttft_ns)
+
     def find(self, best: Realised, most: int, limits: Callable[[], SearchLimits]) -> Ties:
         """At most `most` strategies within the band, best first."""
         objective = self.problem.objective.name
         percent, source = error_band(self.problem, objective)
-        at_most = best.value + int(best.value * percent / 100)
+        at_most = best.value + int(self._uncertain(best) * percent / 100)
         taken, tied = [best.strategy], list[Tie]()
         complete = False
         while len(tied) < most:

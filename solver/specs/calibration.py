@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Rows = Annotated[float, Field(ge=0, le=10**6)]
 Arithmetic = Literal["bf16", "fp8", "fp8_block", "int8", "fp4"]
 """What a GEMM multiplies. ``fp8_block`` is 8-bit floating point with a scale per block of weights."""
+ARITHMETICS: tuple[Arithmetic, ...] = get_args(Arithmetic)
 
 
 class Origin(Spec):
@@ -85,7 +86,7 @@ class Calibration(Spec):
     request_overhead: Nanoseconds = 0
     """Time from a request's arrival to its first scheduling and back to the client, outside the model."""
     queue_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Prefills of other requests that a prompt waits for under closed-loop load, as a share of the concurrency."""
+    """Share of the other requests' prefills in a cycle that delays a first token in bursts, beyond proportion."""
     overlap_sm_share: Annotated[float, Field(ge=0, lt=1)]
     """Share of the SMs that communication takes from computation during two-batch overlap."""
     overlap_sync: Nanoseconds
@@ -108,6 +109,12 @@ class Calibration(Spec):
         if "bf16" not in self.gemm_efficiency:
             raise ValueError("gemm_efficiency needs bf16, which every arithmetic that is not listed falls back on")
         return self
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """Coefficients that were neither measured, nor fitted, nor stated by a vendor."""
+        names = set(type(self).model_fields) - {"name", "source", "error", "origins"}
+        return tuple(sorted(name for name in names if self.origin_of(name).provenance == "assumed"))
 
     def origin_of(self, coefficient: str) -> Origin:
         """Provenance of one coefficient.

@@ -21,6 +21,7 @@ from solver.specs.files import decode, read_bytes, shown
 from solver.specs.hardware import Cluster
 from solver.specs.llm import Llm
 from solver.specs.precision import PRECISIONS, in_precision, storage_format
+from solver.specs.problem import ENGINES
 from solver.specs.workload import MAX_SEQUENCES, Speculative
 
 MAX_MEASUREMENTS_BYTES = 64 * 2**20
@@ -115,14 +116,15 @@ def served_llm(measurement: Measurement) -> Llm:
     """The LLM of a measurement with the data types of the deployment (:func:`solver.specs.precision.in_precision`).
 
     The KV cache is fp8 on hardware with an fp4 unit unless the precision has 16 bits, otherwise bf16. Scales of fp8 are
-    per block where the LLM is published so or the precision is ``fp8_block``.
+    per block where the LLM is published so, or where it has experts and the row says ``fp8_block``: engines quantise a
+    dense LLM with one scale per channel unless its checkpoint has blocks.
 
     Raises
     ------
     SpecError
         The LLM, the system or the precision is not known.
     """
-    blocks = measurement.precision == "fp8_block"
+    blocks = "fp8_block" in (measurement.precision, measurement.gemm_dtype, measurement.moe_dtype)
     return _served_llm(measurement.llm, measurement.system, measurement.precision, blocks)
 
 
@@ -135,6 +137,24 @@ def served_cluster(measurement: Measurement) -> Cluster:
         The system is not in the catalog.
     """
     return _served_cluster(measurement.system, measurement.gpus)
+
+
+def contradiction(row: Measurement) -> str | None:
+    """What is wrong with a row's engine or degrees, as one sentence; None when nothing is."""
+    stage = row.attn_tp * row.attn_dp
+    if row.engine not in ENGINES:
+        return f"row {shown(row.id)}: the engine {shown(row.engine)} is not known; take one of {', '.join(ENGINES)}"
+    if row.moe_tp * row.moe_ep not in (1, stage):
+        return (
+            f"row {shown(row.id)}: moe_tp * moe_ep = {row.moe_tp * row.moe_ep}, but attn_tp * attn_dp = {stage}; make "
+            "both equal, or moe_tp = moe_ep = 1 for a dense LLM"
+        )
+    if row.gpus % (stage * row.pp):
+        return (
+            f"row {shown(row.id)}: gpus = {row.gpus} is no multiple of attn_tp * attn_dp * pp = {stage * row.pp}; give "
+            "the GPUs of whole replicas"
+        )
+    return None
 
 
 def chosen(rows: Sequence[Measurement], filters: Sequence[str]) -> tuple[Measurement, ...]:
@@ -161,7 +181,8 @@ def chosen(rows: Sequence[Measurement], filters: Sequence[str]) -> tuple[Measure
 def _served_llm(name: str, system: str, precision: str, fp8_blocks: bool) -> Llm:
     llm = load_llm(entry_name("llm", name) or name)
     small_cache = "fp4" in load_cluster(system).gpu.peak and storage_format(precision) not in ("bf16", "fp16")
-    return in_precision(llm, precision, kv="fp8" if small_cache else "bf16", fp8_blocks=fp8_blocks)
+    blocks = fp8_blocks and (llm.is_moe or precision == "fp8_block")
+    return in_precision(llm, precision, kv="fp8" if small_cache else "bf16", fp8_blocks=blocks)
 
 
 @functools.lru_cache(maxsize=1024)
