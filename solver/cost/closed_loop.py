@@ -115,13 +115,13 @@ class _Passes:
         exchange = np.where((at.moe_ep > 1) & (at.attn_dp > 1), np.minimum(gather, sent), gather)
         return leaves.expert_ns(at.moe_tp, at.moe_ep, tokens, at.lambda_ppm) + exchange
 
-    def decode_step_ns(self, batch: Ints, context: Ints) -> Ints:
-        """One decode step of all micro-batches, host work included."""
+    def decode_step_ns(self, batch: Ints, context: Ints) -> tuple[Ints, Ints]:
+        """One decode step of all micro-batches, host work included; and one of their passes through all stages."""
         at, comm = self.at, self.leaves.comm
         total = self.total_ns(_Pass(batch, context, np.zeros(np.shape(batch))))
         hops = (at.pp - 1) * comm.hop_ns(at.attn_tp, self.at.inside, batch * self.leaves.step_tokens)
         path = total + np.where(at.pp > 1, hops + comm.return_ns(self.at.inside), 0)
-        return np.maximum(path, at.micro_batches * -(-total // at.pp)) + self.leaves.host_ns
+        return np.maximum(path, at.micro_batches * -(-total // at.pp)) + self.leaves.host_ns, total
 
     def prefill_ns(self, prompts: Floats) -> tuple[Ints, Ints]:
         """All chunks of `prompts` prompts alone: time until the last one ends, and time that decoding loses.
@@ -137,11 +137,10 @@ class _Passes:
         path = total + (chunks - 1) * stage + (at.pp - 1) * leaves.comm.hop_ns(at.attn_tp, self.at.inside, tokens)
         return path + host, chunks * stage + host
 
-    def mixed_ns(self, batch: Ints, context: Ints, prompts: Floats) -> Ints:
-        """What the same chunks add to decode steps that they share."""
+    def mixed_ns(self, batch: Ints, context: Ints, prompts: Floats, alone: Ints) -> Ints:
+        """What the same chunks add to decode steps that they share; `alone` is the pass without them."""
         at, leaves = self.at, self.leaves
         both = self.total_ns(_Pass(batch, context, prompts))
-        alone = self.total_ns(_Pass(batch, context, np.zeros(np.shape(batch))))
         more_host = leaves.prefill_host_ns - leaves.host_ns
         added: Ints = leaves.lengths.chunks * np.maximum(0, -(-(both - alone) // at.pp) + more_host)
         return added
@@ -181,14 +180,17 @@ def predict(leaves: Leaves, at: Deployment) -> ClosedLoop:
     bins = at.attn_dp * at.micro_batches
     batch = -(-resident // bins)
     context = batch * (leaves.lengths.prompt + at.osl // 2)
-    step = passes.decode_step_ns(batch, context)
+    step, alone = passes.decode_step_ns(batch, context)
     decode = -(-step * PPM // leaves.kept_ppm)
     # Prompts that arrive within one decode step of a rank are prefilled together, as far as a pass has room.
     room = np.maximum(1.0, leaves.problem.workload.prefill_chunk_tokens / leaves.lengths.new)
     finished = batch * at.micro_batches / at.osl * (leaves.kept_ppm / PPM)
     together: Floats = np.clip(finished, 1.0, room)
     one, _ = passes.prefill_ns(np.ones(np.shape(together)))
-    lost = passes.mixed_ns(batch, context, together) if calibration.mixed_batches else passes.prefill_ns(together)[1]
+    if calibration.mixed_batches:
+        lost = passes.mixed_ns(batch, context, together, alone)
+    else:
+        _, lost = passes.prefill_ns(together)
     others: Floats = np.maximum(resident - 1, 0) / at.attn_dp * lost / together
     first: Floats = calibration.request_overhead + one + decode * 1.0
     tokens: Floats = at.osl * decode * 1.0

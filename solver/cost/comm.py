@@ -90,7 +90,10 @@ class Comm:
         """The fastest algorithm (used where the algorithm is not a decision: once per step, in the embedding)."""
         ring = self.tp_allreduce_ns("ring", attn_tp, tokens)
         tree = self.tp_allreduce_ns("tree", attn_tp, tokens)
-        return np.minimum(np.minimum(ring, tree), self.tp_allreduce_ns("hierarchical", attn_tp, tokens))
+        best: Ints = np.minimum(ring, tree)
+        if np.max(attn_tp) <= self.machine.domain_gpus:
+            return best  # inside a domain the hierarchical one is the ring
+        return np.minimum(best, self.tp_allreduce_ns("hierarchical", attn_tp, tokens))
 
     def tp_allgather_ns(self, attn_tp: Ints, payload: Floats) -> Ints:
         """All-gather of `payload` bytes in total over an attention TP group."""
