@@ -316,7 +316,8 @@ def deployments(draw: st.DrawFn, moe: bool) -> tuple[Deployment, list[int]]:
             {
                 "attn_tp": tp, "attn_dp": dp, "moe_tp": tp * dp // ep if moe else 1, "moe_ep": ep, "pp": pp,
                 "micro_batches": draw(st.integers(1, pp)), "replicas": draw(st.integers(1, 3)),
-                "stage_members": min(4, tp * dp), "inside": draw(st.integers(0, 1)), "lambda_ppm": draw(st.integers(PPM, 3 * PPM)),
+                "stage_members": min(4, tp * dp), "inside": draw(st.integers(0, 1)),
+                "lambda_ppm": draw(st.integers(PPM, 3 * PPM)),
                 "concurrency": draw(st.integers(1, 3000)), "osl": draw(st.integers(1, 500)),
             }
         )  # fmt: skip
