@@ -44,7 +44,7 @@ CALIBRATION: dict[str, Any] = {
     "host_step": "20 us",
     "host_sequence": "500 ns",
     "host_prefill": "30 us",
-    "host_prefill_layer": "2 us",
+    "host_prefill_kernel": "2 us",
     "routing_noise": 0.8,
     "collective_base": "3 us",
     "overlap_sm_share": 0.15,

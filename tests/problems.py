@@ -168,7 +168,7 @@ def _calibration(rng: random.Random) -> dict[str, Any]:
         "cache_efficiency": rates.choice([0.3, 0.8]),
         "host_sequence": f"{rates.choice([0, 3])} us",
         "host_prefill": f"{rates.choice([0, 50])} us",
-        "host_prefill_layer": f"{rates.choice([0, 4])} us",
+        "host_prefill_kernel": f"{rates.choice([0, 4])} us",
         "routing_noise": rates.choice([0.0, 0.4, 1.0]),
     }
 

@@ -579,14 +579,14 @@ def test_chunks_follow_one_another_through_the_slowest_stage() -> None:
     assert found.round_ns == 3 * (20000 + 3000)
 
 
-def test_a_prefill_pass_costs_the_host_once_and_by_layer() -> None:
-    # 3000 a pass and 4 layers of 200; the decode step keeps its 1000.
+def test_a_prefill_pass_costs_the_host_once_and_by_kernel() -> None:
+    # 3000 a pass and 4 layers of 4 (projections) + 1 (core) + 9 (experts) kernels of 200; a decode step keeps its 1000.
     workload = {"isl": 900, "prefill_chunk_tokens": 300}
-    problem = problem_of(workload=workload, calibration={"host_prefill_layer": "200 ns"})
+    problem = problem_of(workload=workload, calibration={"host_prefill_kernel": "200 ns"})
     leaves = Leaves(problem)
-    assert (leaves.pass_host_ns("prefill"), leaves.pass_host_ns("decode")) == (3800, 1000)
+    assert (leaves.pass_host_ns("prefill"), leaves.pass_host_ns("decode")) == (14200, 1000)
     found = figures(problem, Strategy(batch=8), (5000,), (10000,))
-    assert (found.ttft_ns, found.round_ns) == (3 * 13800, 3 * 13800)  # three chunks
+    assert (found.ttft_ns, found.round_ns) == (3 * 24200, 3 * 24200)  # three chunks
     assert found.decode_ns == 6000
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from solver.cost.attention import Attention
+from solver.cost.attention import CORE_KERNELS, Attention
 from solver.cost.comm import Comm
-from solver.cost.experts import Experts
-from solver.cost.ffn import Ffn
+from solver.cost.experts import EXPERT_KERNELS, Experts
+from solver.cost.ffn import DENSE_KERNELS, SHARED_KERNELS, Ffn
 from solver.cost.lengths import Lengths
 from solver.cost.machine import Ints, Machine, Phase
 from solver.cost.memory import Memory
@@ -39,7 +39,7 @@ class Leaves:
         self.sync_ns = problem.calibration.overlap_sync
         self.host_ns = problem.calibration.host_step
         self.prefill_host_ns = (
-            problem.calibration.host_prefill + problem.llm.num_layers * problem.calibration.host_prefill_layer
+            problem.calibration.host_prefill + self.num_kernels * problem.calibration.host_prefill_kernel
         )
         self.step_tokens = self.lengths.step_tokens
         self.busy_ppm = PPM - round(problem.calibration.overlap_sm_share * PPM)
@@ -47,6 +47,16 @@ class Leaves:
         self.kept_ppm = PPM + (round(speculative.accepted * PPM) if speculative else 0)
 
     # --- computation ----------------------------------------------------------------------------------------------
+
+    @property
+    def num_kernels(self) -> int:
+        """Kernels of all layers of one pass, collectives not counted."""
+        shared = SHARED_KERNELS if self.problem.llm.shared_parameters else 0
+        ffn: dict[FfnKind, int] = {"dense": DENSE_KERNELS, "moe": EXPERT_KERNELS + shared}
+        return sum(
+            count * (self.attention.projection_kernels(kind.attention) + CORE_KERNELS + ffn[kind.ffn])
+            for kind, count in self.problem.llm.layers_of_kind.items()
+        )
 
     def pass_host_ns(self, phase: Phase) -> int:
         """Host work of one decode step or prefill pass."""

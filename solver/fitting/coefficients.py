@@ -69,7 +69,7 @@ PRIORS: tuple[Coefficient, ...] = (
     Coefficient("host_sequence", 12_000.0, 0.3),
     Coefficient("host", 1.0, 0.0, engine_spread=0.2),
     Coefficient("host_prefill", 3_000_000.0, 0.25),
-    Coefficient("host_prefill_layer", 100_000.0, 0.4),
+    Coefficient("host_prefill_kernel", 8_000.0, 0.5, engine_spread=0.3),
     Coefficient("routing_noise", 0.4, 0.3, largest=1.0),
     Coefficient("request_overhead", 50_000_000.0, 0.4, engine_spread=0.4, pair_spread=0.05),
     Coefficient("queue_share", 0.2, 0.3, engine_spread=0.2, largest=1.0),
@@ -138,7 +138,7 @@ def _shifted(prior: Coefficient, shift: float) -> float:
 
 def calibrated(base: Calibration, found: Mapping[str, float]) -> Calibration:
     """The calibration with these coefficients in place of its own; times are rounded to whole ns."""
-    whole = {"launch", "collective_base", "host_step", "host_sequence", "host_prefill", "host_prefill_layer"}
+    whole = {"launch", "collective_base", "host_step", "host_sequence", "host_prefill", "host_prefill_kernel"}
     whole.add("request_overhead")
     fields: dict[str, object] = {}
     efficiency = dict(base.gemm_efficiency)

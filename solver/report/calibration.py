@@ -18,7 +18,7 @@ TIMES = frozenset(
         "host_step",
         "host_sequence",
         "host_prefill",
-        "host_prefill_layer",
+        "host_prefill_kernel",
         "request_overhead",
     }
 )

@@ -77,8 +77,8 @@ class Calibration(Spec):
     """Host and sampling work per sequence of a decode step."""
     host_prefill: Nanoseconds
     """Host work per prefill pass."""
-    host_prefill_layer: Nanoseconds = 0
-    """Host work per layer of a prefill pass: its kernels are launched one by one, outside a captured graph."""
+    host_prefill_kernel: Nanoseconds = 0
+    """Host work per kernel of a prefill pass: they are launched one by one, outside a captured graph."""
     routing_noise: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the sampling noise of routing that reaches the time of the experts."""
     mixed_batches: bool = False
