@@ -1,6 +1,6 @@
 """Solve plans with every engine profile, export them, and put the exports before the launchers' own code.
 
-usage: launcher_checks.py --checks DIR --configs DIR [--work DIR] [--only WORD] [--skip WORD]
+usage: launcher_checks.py --checks DIR --configs DIR [--work DIR] [--only WORD]
 
 DIR of ``--checks`` is a prepared check environment: ``vllm_check.py``, ``sgl_check.py``, ``mcore_check.py``,
 ``trtllm_check.py``, ``crd_validate.py`` with the launchers' sources and a Python environment in ``venv``, the CRDs in
