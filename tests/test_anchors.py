@@ -57,7 +57,6 @@ def test_decode_of_deepseek_on_h800() -> None:
     assert decode_rate(deepseek("h800", 4489, 1000, 144, 93), 93) == pytest.approx(14_800, rel=0.3)
 
 
-@pytest.mark.xfail(strict=True, reason="39 % too slow: the fitted block-fp8 efficiency is below DeepGEMM's")
 def test_prefill_of_deepseek_on_96_h100() -> None:
     # LMSYS: 52.3k input tokens/s per node on 4 prefill nodes (EP32) with default expert balance.
     assert prefill_rate(deepseek("h100", 4096, 100, 32, 1), 4096) == pytest.approx(52_300, rel=0.3)

@@ -72,10 +72,13 @@ def test_measurements_that_the_base_predicts_move_nothing() -> None:
     assert all(after == pytest.approx(before, rel=0.02) for before, after in report.moved.values())
 
 
-def test_few_measurements_move_less_than_many() -> None:
+def test_a_few_measurements_gain_and_more_gain_more() -> None:
     rows = measured_with(deployments("llama-3.1-70b", "fp8", False), SLOWER)
-    few, many = (calibrate(each, BASE).calibration.memory_efficiency for each in (rows[:4], rows))
-    assert many <= few < BASE.memory_efficiency
+    few, many = (calibrate(each, BASE) for each in (rows[:4], rows))
+    assert few.before.tpot_mean is not None
+    assert few.unseen.tpot_mean is not None
+    assert many.unseen.tpot_mean is not None
+    assert many.unseen.tpot_mean < few.unseen.tpot_mean < few.before.tpot_mean
 
 
 def test_the_written_file_is_the_calibration(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from solver.specs.calibration import Calibration, Errors, FitError, Origin
 from solver.specs.catalog import calibration_of, load_calibration
 from solver.specs.measurements import Measurement, contradiction, served_cluster, served_llm
 
-USER_SPREAD = 0.5
-"""A user's own measurements move a fitted calibration by about half of what is allowed between GPUs and engines."""
+USER_SPREAD = 1.0
+"""A user's machine may differ from a fitted calibration about as much as GPUs or engines differ from one another."""
 MIN_ROWS = 4
 FOLDS = 5
 """Folds of the cross-validation of a file with a single (LLM, GPU) pair."""
