@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from solver.cost.machine import Floats
-from solver.specs.calibration import ARITHMETICS, Calibration
+from solver.specs.calibration import Calibration
 from solver.specs.hardware import Cluster
 
 Key = tuple[str, str]
@@ -45,6 +45,18 @@ FACTORS: dict[str, tuple[str, ...]] = {
 }
 """Factors that a GPU or an engine applies to several coefficients at once."""
 
+TIMES = frozenset(
+    {
+        "launch",
+        "collective_base",
+        "host_step",
+        "host_sequence",
+        "host_prefill",
+        "host_prefill_kernel",
+        "request_overhead",
+    }
+)
+"""Coefficients that are durations in ns."""
 LARGEST_EFFICIENCY = 0.95
 BEND = 6.0
 """How sharply a coefficient bends below its largest value: the power of a soft minimum."""
@@ -138,14 +150,12 @@ def _shifted(prior: Coefficient, shift: float) -> float:
 
 def calibrated(base: Calibration, found: Mapping[str, float]) -> Calibration:
     """The calibration with these coefficients in place of its own; times are rounded to whole ns."""
-    whole = {"launch", "collective_base", "host_step", "host_sequence", "host_prefill", "host_prefill_kernel"}
-    whole.add("request_overhead")
     fields: dict[str, object] = {}
-    efficiency = dict(base.gemm_efficiency)
+    efficiency: dict[str, float] = {str(known): value for known, value in base.gemm_efficiency.items()}
     for name, value in found.items():
         head, _, arithmetic = name.partition(".")
         if head == "gemm_efficiency":
-            efficiency.update({known: value for known in ARITHMETICS if known == arithmetic})
+            efficiency[arithmetic] = value
         else:
-            fields[name] = round(value) if name in whole else value
+            fields[name] = round(value) if name in TIMES else value
     return base.model_copy(update={**fields, "gemm_efficiency": efficiency})

@@ -31,11 +31,6 @@ class Group:
     rows: Ints
     """Position of every deployment in the file."""
 
-    @property
-    def engine(self) -> str:
-        """Engine of all its deployments."""
-        return self.key[1]
-
     def predict(self, calibration: Calibration) -> ClosedLoop:
         """Closed-loop means of all deployments of the group."""
         problem = self.problem.model_copy(update={"calibration": calibration})

@@ -13,7 +13,7 @@ from solver.fitting.coefficients import PRIORS, Coefficient, Key, key_of, values
 from solver.fitting.deployments import grouped, predictions
 from solver.fitting.fit import Fold, Target, fit, folds_of, pair_weights, unseen_predictions
 from solver.specs.calibration import Calibration, Errors, FitError, Origin
-from solver.specs.catalog import calibration_of, load_calibration
+from solver.specs.catalog import calibration_under, load_calibration
 from solver.specs.measurements import Measurement, contradiction, served_cluster, served_llm
 
 USER_SPREAD = 1.0
@@ -65,11 +65,7 @@ def predict(
     if not rows:
         return ()
     groups = grouped(rows, calibration or load_calibration("default"), range_ratio)
-    found = np.full((2, len(rows)), np.nan)
-    for group in groups:
-        own = calibration or calibration_of(group.problem.cluster, group.engine)
-        loop = group.predict(own)
-        found[0, group.rows], found[1, group.rows] = loop.ttft_ns, loop.tpot_ns
+    found = predictions(groups, lambda key: calibration or calibration_under(*key))
     return tuple(
         Prediction(row.id, int(ttft), int(tpot)) for row, ttft, tpot in zip(rows, found[0], found[1], strict=True)
     )

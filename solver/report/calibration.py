@@ -6,23 +6,11 @@ import json
 
 from rich.console import Console
 
+from solver.fitting.coefficients import TIMES
 from solver.fitting.journey import CalibrationReport
 from solver.report.terminal import grid, headed, heading
 from solver.specs.calibration import Errors
 from solver.units import short_ns
-
-TIMES = frozenset(
-    {
-        "launch",
-        "collective_base",
-        "host_step",
-        "host_sequence",
-        "host_prefill",
-        "host_prefill_kernel",
-        "request_overhead",
-    }
-)
-"""Coefficients that are durations in ns."""
 
 
 def show_calibration(console: Console, report: CalibrationReport) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,6 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Rows = Annotated[float, Field(ge=0, le=10**6)]
 Arithmetic = Literal["bf16", "fp8", "fp8_block", "int8", "fp4"]
 """What a GEMM multiplies. ``fp8_block`` is 8-bit floating point with a scale per block of weights."""
-ARITHMETICS: tuple[Arithmetic, ...] = get_args(Arithmetic)
 
 
 class Origin(Spec):

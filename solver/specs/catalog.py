@@ -132,8 +132,13 @@ def load_workload(name_or_path: str | Path) -> Workload:
 
 def calibration_of(cluster: Cluster, engine: str) -> Calibration:
     """The calibration that belongs to a cluster under an engine: ``<cluster's>-<engine>`` where the catalog has it."""
-    own = f"{cluster.calibration}-{engine}"
-    return load_calibration(own if own in names("calibration") else cluster.calibration)
+    return calibration_under(cluster.calibration, engine)
+
+
+def calibration_under(hardware: str, engine: str) -> Calibration:
+    """The calibration of some hardware under an engine: ``<hardware>-<engine>`` where the catalog has it."""
+    own = f"{hardware}-{engine}"
+    return load_calibration(own if own in names("calibration") else hardware)
 
 
 def load_calibration(name_or_path: str | Path) -> Calibration:
