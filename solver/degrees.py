@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from solver.engines import ENGINE_MESH, wants_map
-from solver.specs.problem import ALL_REDUCES, DISPATCHES, AllReduce, Dispatch, MeshOrder, Problem
+from solver.specs.problem import ALL_REDUCES, DISPATCHES, AllReduce, Dispatch, MeshOrder, Pins, Problem
 from solver.strategy import (
     Violation,
     attn_tp_violations,
@@ -17,6 +18,8 @@ from solver.strategy import (
     num_slots,
     speculation_violations,
 )
+
+Knob = TypeVar("Knob", bound=str | bool)
 
 MAX_REPORTED_DEGREE = 64
 """Rejected values of a degree are listed up to this size (larger ones break the same rules)."""
@@ -120,6 +123,10 @@ def domains_of(problem: Problem) -> Domains:
     if pins.prefill_batch is not None and pins.prefill_batch not in prompts:
         prefill = ()
     micro = keep("micro_batches", range(1, max(pp, default=1) + 1), None)
+    if problem.role == "prefill":  # a rank holds the prompts of one pass, and nothing is decoded
+        batch, micro = prefill, tuple(m for m in micro if m == 1)
+    elif problem.role == "decode":
+        prefill = tuple(p for p in prefill if p == 1)
     if pins.micro_batches is not None and pins.micro_batches > max(pp, default=1):
         micro = ()
 
@@ -128,6 +135,10 @@ def domains_of(problem: Problem) -> Domains:
         overlaps = (False,)
     dispatches: tuple[Dispatch, ...] = DISPATCHES if llm.is_moe else ("gather",)
     orders: list[MeshOrder] = [o for o in ("tp-dp-pp", "tp-pp-dp") if o in ENGINE_MESH[problem.engine]]
+    # Both phases of a pool are given the knobs of the one that runs.
+    first, second = {"prefill": ("prefill", "prefill"), "decode": ("decode", "decode")}.get(
+        problem.role, ("decode", "prefill")
+    )
     return Domains(
         attn_tp=attn_tp,
         moe_tp=moe_tp,
@@ -138,16 +149,22 @@ def domains_of(problem: Problem) -> Domains:
         prefill_batch=prefill,
         # A pinned order that the engine lacks may still lay ranks out like one it has (one stage, or one group).
         mesh_order=tuple(orders) if pins.mesh_order is None else (pins.mesh_order,),
-        decode_allreduce=tuple(a for a in ALL_REDUCES if pins.decode_allreduce in (None, a)),
-        prefill_allreduce=tuple(a for a in ALL_REDUCES if pins.prefill_allreduce in (None, a)),
-        decode_dispatch=tuple(d for d in dispatches if pins.decode_dispatch in (None, d)),
-        prefill_dispatch=tuple(d for d in dispatches if pins.prefill_dispatch in (None, d)),
-        decode_overlap=tuple(o for o in overlaps if pins.decode_overlap in (None, o)),
-        prefill_overlap=tuple(o for o in overlaps if pins.prefill_overlap in (None, o)),
+        decode_allreduce=_left(ALL_REDUCES, pins, f"{first}_allreduce"),
+        prefill_allreduce=_left(ALL_REDUCES, pins, f"{second}_allreduce"),
+        decode_dispatch=_left(dispatches, pins, f"{first}_dispatch"),
+        prefill_dispatch=_left(dispatches, pins, f"{second}_dispatch"),
+        decode_overlap=_left(overlaps, pins, f"{first}_overlap"),
+        prefill_overlap=_left(overlaps, pins, f"{second}_overlap"),
         attn_dp=pins.attn_dp,
         replicas=pins.replicas,
         rejections=tuple(rejections),
     )
+
+
+def _left(values: tuple[Knob, ...], pins: Pins, name: str) -> tuple[Knob, ...]:
+    """Values of a knob that its pin leaves."""
+    pinned = getattr(pins, name)
+    return tuple(value for value in values if pinned in (None, value))
 
 
 def _stage_violations(problem: Problem, pp: int) -> Iterator[Violation]:

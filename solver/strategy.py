@@ -25,7 +25,17 @@ from solver.engines import (
 from solver.errors import StrategyError
 from solver.specs.dtypes import NATIVE, WEIGHT_ONLY
 from solver.specs.llm import Llm
-from solver.specs.problem import ALL_REDUCES, DISPATCHES, MESH_ORDERS, AllReduce, Dispatch, Engine, MeshOrder, Problem
+from solver.specs.problem import (
+    ALL_REDUCES,
+    DISPATCHES,
+    MESH_ORDERS,
+    AllReduce,
+    Dispatch,
+    Engine,
+    MeshOrder,
+    Phase,
+    Problem,
+)
 from solver.specs.spec import Spec
 
 Degree = Annotated[int, Field(ge=1, le=2**24)]
@@ -67,6 +77,8 @@ RULES: dict[str, str] = {
     "engine-exchange-dp": "vLLM and TensorRT-LLM exchange tokens by all-to-all only with attn_dp > 1",
     "engine-expert-map": "the engine places experts of this LLM in order and once, or needs pp = 1 to do otherwise",
     "engine-speculation": "the engine drafts tokens for this LLM",
+    "pool": "a pool runs one phase: the knobs of the other are the same, a prefill pool holds one batch of prompts "
+    "per rank, a decode pool prefills nothing",
 }
 """Every rule of legality: id -> what it demands."""
 
@@ -466,6 +478,8 @@ def violations(problem: Problem, strategy: Strategy) -> list[Violation]:
         *_knob_violations(problem, strategy),
         *engine_violations(problem, strategy),
     ]
+    if strategy != pool_strategy(problem, strategy):
+        found.append(Violation("pool", _pool_sentence(problem, strategy)))
     for name, value in problem.pins.given().items():
         chosen = getattr(strategy, name)
         if name == "mesh_order" and chosen == canonical_mesh(
@@ -475,6 +489,32 @@ def violations(problem: Problem, strategy: Strategy) -> list[Violation]:
         if chosen != value:
             found.append(Violation("pin", f"{name} = {chosen}, but the caller fixed {value}"))
     return found
+
+
+def pool_strategy(problem: Problem, strategy: Strategy) -> Strategy:
+    """The strategy as a pool of the problem's role states it; the strategy itself where both phases run."""
+    if problem.role == "aggregated":
+        return strategy
+    own: Phase = "decode" if problem.role == "decode" else "prefill"
+    other: Phase = "prefill" if own == "decode" else "decode"
+    changes: dict[str, object] = {
+        f"{other}_{knob}": getattr(strategy, f"{own}_{knob}") for knob in ("allreduce", "dispatch", "overlap")
+    }
+    if own == "prefill":
+        changes |= {"batch": strategy.prefill_batch, "micro_batches": 1}
+    else:
+        changes |= {"prefill_batch": 1}
+    return strategy.model_copy(update=changes)
+
+
+def _pool_sentence(problem: Problem, strategy: Strategy) -> str:
+    wanted = pool_strategy(problem, strategy)
+    differing = ", ".join(
+        f"{name} = {getattr(strategy, name)} instead of {getattr(wanted, name)}"
+        for name in StrategyFields.model_fields
+        if getattr(strategy, name) != getattr(wanted, name)
+    )
+    return f"in a {problem.role} pool: {differing}"
 
 
 def _shape_violations(problem: Problem, strategy: Strategy) -> Iterator[Violation]:

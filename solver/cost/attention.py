@@ -254,10 +254,14 @@ class Attention:
             return token + self.llm.indexer.head_dim + INDEX_BYTES_EXTRA, zero
         return zero, self._state_bytes(attn_tp) + zero
 
-    def cache_kib(self, kind: AttentionKind, attn_tp: Ints, tokens: Ints, sequences: Ints) -> Ints:
-        """Cache of one layer on one rank for its resident tokens and sequences, in KiB."""
+    def cache_whole_bytes(self, kind: AttentionKind, attn_tp: Ints, tokens: Ints, sequences: Ints) -> Ints:
+        """Cache of one layer on one rank for its resident tokens and sequences, in bytes."""
         per_token, per_sequence = self.cache_bytes(kind, attn_tp)
-        return -(-(per_token * tokens + per_sequence * sequences) // BYTES_PER_KIB)
+        return per_token * tokens + per_sequence * sequences
+
+    def cache_kib(self, kind: AttentionKind, attn_tp: Ints, tokens: Ints, sequences: Ints) -> Ints:
+        """The same in KiB."""
+        return -(-self.cache_whole_bytes(kind, attn_tp, tokens, sequences) // BYTES_PER_KIB)
 
 
 def _unsplit_parameters(llm: Llm, kind: AttentionKind) -> tuple[int, int]:

@@ -52,12 +52,24 @@ def expert_counts(problem: Problem) -> tuple[tuple[int, ...], ...]:
 
 
 def sequence_tokens(problem: Problem) -> tuple[int, ...]:
-    """Context of every concurrent sequence in the middle of its generation, ascending: ``isl + osl // 2``."""
-    half = problem.workload.osl // 2
+    """Context of every concurrent sequence in the middle of its generation, ascending: ``isl + osl // 2``.
+
+    In a prefill pool nothing is generated: the prompt.
+    """
+    half = problem.workload.osl // 2 if problem.runs("decode") else 0
     return tuple(isl + half for isl in problem.workload.prompt_lengths)
 
 
-def resident_tokens(problem: Problem, load: int, batch: int, micro_batches: int) -> int:
-    """Tokens a rank reserves cache for: every micro-batch as heavy as the heaviest, every sequence at full length."""
-    remaining = problem.workload.osl - problem.workload.osl // 2
-    return micro_batches * (load + batch * remaining)
+def batches_held(problem: Problem, micro_batches: int, pp: int) -> int:
+    """Batches whose cache a rank keeps: its micro-batches; in a prefill pool one in every stage and one that leaves."""
+    return micro_batches if problem.runs("decode") else pp + 1
+
+
+def remaining_tokens(problem: Problem) -> int:
+    """Tokens by which a sequence grows from the middle of its generation to its end."""
+    return problem.workload.osl - problem.workload.osl // 2 if problem.runs("decode") else 0
+
+
+def resident_tokens(problem: Problem, load: int, batch: int, held: int) -> int:
+    """Tokens a rank reserves cache for in `held` batches, each as heavy as the heaviest, sequences at full length."""
+    return held * (load + batch * remaining_tokens(problem))

@@ -58,6 +58,7 @@ class PhaseTimes:
     def __init__(self, leaves: Leaves, strategy: Strategy, packing: Packing, phase: Phase, blocks: Blocks) -> None:
         self.leaves, self.strategy, self.phase, self.blocks = leaves, strategy, phase, blocks
         decode = phase == "decode"
+        self.is_idle = not leaves.problem.runs(phase)
         self.group_tokens = (
             strategy.batch * leaves.step_tokens if decode else strategy.prefill_batch * leaves.chunk_tokens
         )
@@ -72,7 +73,7 @@ class PhaseTimes:
     def layer(self, kind: LayerKind) -> LayerTime:
         """Time of one layer of a kind."""
         if kind not in self._layers:
-            self._layers[kind] = self._layer(kind)
+            self._layers[kind] = LayerTime(0, 0, 0, 0, 0, 0) if self.is_idle else self._layer(kind)
         return self._layers[kind]
 
     def _layer(self, kind: LayerKind) -> LayerTime:
@@ -127,19 +128,23 @@ class PhaseTimes:
     @property
     def embedding_ns(self) -> int:
         """What the first stage pays on top of its layers."""
+        if self.is_idle:
+            return 0
         tp, tokens = as_ints(self.strategy.attn_tp, self.group_tokens)
         return int(self.leaves.ffn.embedding_ns(tp, tokens))
 
     @property
     def head_ns(self) -> int:
         """What the last stage pays on top of its layers."""
+        if self.is_idle:
+            return 0
         tp, rows = as_ints(self.strategy.attn_tp, self.head_rows)
         return int(self.leaves.ffn.head_ns(self.phase, tp, rows))
 
     @property
     def hop_ns(self) -> int:
         """One hop between stages; 0 for one stage."""
-        if self.strategy.pp == 1:
+        if self.strategy.pp == 1 or self.is_idle:
             return 0
         tp, inside, tokens = as_ints(self.strategy.attn_tp, int(self.in_domain), self.group_tokens)
         return int(self.leaves.comm.hop_ns(tp, inside, tokens))
@@ -147,7 +152,7 @@ class PhaseTimes:
     @property
     def return_ns(self) -> int:
         """The sampled tokens' way back to the first stage; 0 for one stage."""
-        if self.strategy.pp == 1:
+        if self.strategy.pp == 1 or self.is_idle:
             return 0
         (inside,) = as_ints(int(self.in_domain))
         return int(self.leaves.comm.return_ns(inside))

@@ -9,7 +9,7 @@ from solver.cost.comm import Comm
 from solver.cost.experts import EXPERT_KERNELS, Experts
 from solver.cost.ffn import DENSE_KERNELS, SHARED_KERNELS, Ffn
 from solver.cost.lengths import Lengths
-from solver.cost.machine import Ints, Machine, Phase
+from solver.cost.machine import Ints, Machine, Phase, ceil_int
 from solver.cost.memory import Memory
 from solver.cost.operators import measured_of
 from solver.specs.llm import AttentionKind, FfnKind
@@ -37,10 +37,11 @@ class Leaves:
         self.experts = Experts(problem, self.machine) if problem.llm.is_moe else None
         self.memory = Memory(problem, self.attention, self.ffn, self.comm, self.experts)
         self.sync_ns = problem.calibration.overlap_sync
-        self.host_ns = problem.calibration.host_step
-        self.prefill_host_ns = (
-            problem.calibration.host_prefill + self.num_kernels * problem.calibration.host_prefill_kernel
-        )
+        calibration = problem.calibration
+        self.host_ns = calibration.host_step if problem.runs("decode") else 0
+        self.prefill_host_ns = calibration.host_prefill + self.num_kernels * calibration.host_prefill_kernel
+        if not problem.runs("prefill"):
+            self.prefill_host_ns = 0
         self.step_tokens = self.lengths.step_tokens
         self.busy_ppm = PPM - round(problem.calibration.overlap_sm_share * PPM)
         speculative = problem.workload.speculative
@@ -87,6 +88,28 @@ class Leaves:
     def inflated_ns(self, compute_ns: Ints) -> Ints:
         """Computation while communication holds its share of the SMs."""
         return -(-compute_ns * PPM // self.busy_ppm)
+
+    # --- between pools --------------------------------------------------------------------------------------------
+
+    @property
+    def transfer_bytes(self) -> int:
+        """KV cache of one mean prompt over all layers, as a prefill pool hands it to a decode pool."""
+        tp, tokens, sequences = as_ints(1, int(self.lengths.prompt), 1)
+        layers = self.problem.llm.layers_of_kind.items()
+        return sum(
+            n * int(self.attention.cache_whole_bytes(kind.attention, tp, tokens, sequences)) for kind, n in layers
+        )
+
+    @property
+    def transfer_ns(self) -> int:
+        """Time of that transfer (DESIGN 5.11): one GPU's link of the outermost level, after the last pass.
+
+        0 where no pool hands its prompts on. Several links in parallel and transfer by layer would be faster.
+        """
+        if self.problem.role != "prefill":
+            return 0
+        link = self.machine.links[-1]
+        return int(ceil_int(self.transfer_bytes / link.bytes_per_ns + link.latency_ns))
 
     # --- communication of one layer -------------------------------------------------------------------------------
 

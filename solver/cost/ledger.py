@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from solver.cost.balance import resident_tokens
+from solver.cost.balance import batches_held, resident_tokens
 from solver.cost.layers import Blocks
 from solver.cost.leaves import Leaves, as_ints
 from solver.plan import StageLedger
@@ -13,8 +13,9 @@ from solver.strategy import Strategy
 def _layer_items(leaves: Leaves, strategy: Strategy, blocks: Blocks, kind: LayerKind) -> dict[str, int]:
     """Items of one layer of a kind on the fullest rank."""
     memory = leaves.memory
-    tokens = resident_tokens(leaves.problem, blocks.load_tokens, strategy.batch, strategy.micro_batches)
-    sequences = strategy.batch * strategy.micro_batches
+    batches = batches_held(leaves.problem, strategy.micro_batches, strategy.pp)
+    tokens = resident_tokens(leaves.problem, blocks.load_tokens, strategy.batch, batches)
+    sequences = strategy.batch * batches
     tp, moe_tp, moe_ep = as_ints(strategy.attn_tp, strategy.moe_tp, strategy.moe_ep)
     held, cached = as_ints(tokens, sequences)
     attention = int(memory.attention_kib(kind, tp))
@@ -39,7 +40,9 @@ def layer_kib(leaves: Leaves, strategy: Strategy, blocks: Blocks, kind: LayerKin
 def _constant_items(leaves: Leaves, strategy: Strategy, *, is_first: bool, is_last: bool) -> dict[str, int]:
     """Items of a stage that do not depend on its number of layers."""
     memory = leaves.memory
-    tp, batch, prompts = as_ints(strategy.attn_tp, strategy.batch, strategy.prefill_batch)
+    decoded = strategy.batch if leaves.problem.runs("decode") else 0
+    prefilled = strategy.prefill_batch if leaves.problem.runs("prefill") else 0
+    tp, batch, prompts = as_ints(strategy.attn_tp, decoded, prefilled)
     rows, chunk = batch * leaves.step_tokens, prompts * leaves.chunk_tokens
     vocabulary = int(leaves.ffn.vocabulary_kib(tp))
     tied = leaves.problem.llm.tie_embeddings and is_first and is_last

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from solver.specs.calibration import Arithmetic
 from solver.specs.dtypes import NATIVE, WEIGHT_ONLY, num_bytes
+from solver.specs.problem import Phase as Phase
 from solver.specs.problem import Problem
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating[Any]]
 Numbers = Ints | Floats
-Phase = Literal["prefill", "decode"]
 
 SLACK = 1e-6
 """Leaves are rounded up after taking off this much (a millionth of a ns or KiB), so that two machines whose last

@@ -25,7 +25,7 @@ class Memory:
     """Leaf sizes. A stage's total is the sum over its layers, its embedding or head, and the constants."""
 
     def __init__(self, problem: Problem, attention: Attention, ffn: Ffn, comm: Comm, experts: Experts | None) -> None:
-        self.llm = problem.llm
+        self.problem, self.llm = problem, problem.llm
         self.attention, self.ffn, self.comm, self.experts = attention, ffn, comm, experts
         calibration = problem.calibration
         self.capacity_kib = int(problem.cluster.gpu.memory * calibration.usable_memory) // BYTES_PER_KIB
@@ -87,11 +87,12 @@ class Memory:
         return ceil_int(own * per_token / BYTES_PER_KIB)
 
     def decode_workspace_kib(self, attn_tp: Ints, batch: Ints) -> Ints:
-        """Logits and exchange buffers of a decode step of `batch` sequences."""
-        rows = batch * self.attention.lengths.step_tokens
+        """Logits and exchange buffers of a decode step of `batch` sequences; none where nothing is decoded."""
+        rows = (batch if self.problem.runs("decode") else 0 * batch) * self.attention.lengths.step_tokens
         return self.logits_kib(rows) + self.buffers_kib(attn_tp, rows)
 
     def prefill_workspace_kib(self, attn_tp: Ints, prompts: Ints) -> Ints:
-        """Activations, logits and exchange buffers of a prefill pass of `prompts` prompts."""
+        """Activations, logits and exchange buffers of a prefill pass of `prompts` prompts; none without prefill."""
+        prompts = prompts if self.problem.runs("prefill") else 0 * prompts
         tokens = prompts * self.attention.lengths.chunk
         return self.activation_kib(attn_tp, prompts) + self.logits_kib(prompts) + self.buffers_kib(attn_tp, tokens)

@@ -77,7 +77,7 @@ def figures_of(problem: Problem, strategy: Strategy, decode: PhaseTimes, prefill
     decode_ns = -(-step * PPM // leaves.kept_ppm)
     passes = prefill.stage_times()
     ttft = sum(passes) + (strategy.pp - 1) * prefill.hop_ns
-    ttft += (leaves.chunks - 1) * max(passes) + leaves.chunks * leaves.prefill_host_ns
+    ttft += (leaves.chunks - 1) * max(passes) + leaves.chunks * leaves.prefill_host_ns + leaves.transfer_ns
     round_ns = leaves.chunks * (max(passes) + leaves.prefill_host_ns)
     rounds = -(-strategy.batch * strategy.micro_batches // strategy.prefill_batch)
     tpot = decode_ns - (-(rounds - 1) * round_ns // workload.osl)

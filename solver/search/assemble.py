@@ -76,7 +76,7 @@ def assemble(problem: Problem, outcome: Outcome, limits: SearchLimits, utopia: U
         assumptions=problem.assumptions,
         warnings=(*warnings_of(problem, realised), *source_notes(problem, sources)),
         runners_up=_runners_up(problem, outcome),
-        closed_loop=closed_loop_of(leaves, strategy, realised.blocks),
+        closed_loop=closed_loop_of(leaves, strategy, realised.blocks) if problem.role == "aggregated" else None,
         operator_sources=sources,
         problem=problem,
         certificate=Certificate(
@@ -175,6 +175,7 @@ def breakdown_of(leaves: Leaves, strategy: Strategy, blocks: Blocks) -> Breakdow
         else:
             items["further chunks"] = (leaves.chunks - 1) * max(stages)
             items["host"] = leaves.chunks * leaves.prefill_host_ns
+            items["KV transfer"] = leaves.transfer_ns
         parts[phase] = tuple(Component(name=name, ns=ns) for name, ns in items.items() if ns)
     return Breakdown(decode=parts["decode"], prefill=parts["prefill"])
 

@@ -51,9 +51,14 @@ class DegreeVars:
         self.micro_batches: Choice[int] = Choice(model, "micro_batches", domains.micro_batches)
         self.prefill_batch: Choice[int] = Choice(model, "prefill_batch", domains.prefill_batch)
         self.decode_allreduce: Choice[AllReduce] = Choice(model, "decode_allreduce", domains.decode_allreduce)
-        self.prefill_allreduce: Choice[AllReduce] = Choice(model, "prefill_allreduce", domains.prefill_allreduce)
+        self.prefill_allreduce: Choice[AllReduce] = self.decode_allreduce
         self.decode_mode: Choice[Mode] = Choice(model, "decode_mode", phase_modes(problem, domains, "decode"))
-        self.prefill_mode: Choice[Mode] = Choice(model, "prefill_mode", phase_modes(problem, domains, "prefill"))
+        self.prefill_mode: Choice[Mode] = self.decode_mode
+        if problem.role == "aggregated":
+            self.prefill_allreduce = Choice(model, "prefill_allreduce", domains.prefill_allreduce)
+            self.prefill_mode = Choice(model, "prefill_mode", phase_modes(problem, domains, "prefill"))
+        elif problem.role == "prefill":
+            self.batch = self.prefill_batch
         self.factor: Choice[int] | None = None
         """Mean load factor, where the experts are placed in the same model (:mod:`solver.search.monolith`)."""
         self.max_pp = max(domains.pp)
@@ -216,7 +221,7 @@ class DegreeVars:
     def _knobs(self) -> None:
         """What ties the modes of a phase to the degrees; the tables hold the rest."""
         model = self.model
-        for mode in (self.decode_mode, self.prefill_mode):
+        for mode in dict.fromkeys((self.decode_mode, self.prefill_mode)):
             if self.is_moe and 1 in self.attn_dp.values:
                 alone = self.attn_dp.is_(1)
                 if "reduce" in mode.values:
@@ -251,6 +256,11 @@ class DegreeVars:
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
+    def _decisions(self) -> dict[str, Choice[int] | Choice[str]]:
+        """The same, each variable once: a pool shares some of them between its phases."""
+        once = {id(choice): (name, choice) for name, choice in reversed(self._choices().items())}
+        return dict(reversed(once.values()))
+
     def strategy(self, solver: cp_model.CpSolver) -> Strategy:
         """The strategy of a solution."""
         values = {name: choice.chosen(solver) for name, choice in self._choices().items()}
@@ -270,7 +280,7 @@ class DegreeVars:
 
     def hint(self, strategy: Strategy) -> None:
         """Hint every decision."""
-        for name, choice in self._choices().items():
+        for name, choice in self._decisions().items():
             for value, literal in choice.literals.items():
                 self.model.add_hint(literal, int(value == self._value_of(name, strategy)))
         self.model.add_hint(self.replicas, strategy.replicas)
@@ -289,7 +299,7 @@ class DegreeVars:
     def differs_from(self, strategy: Strategy) -> list[cp_model.BoolVarT]:
         """Literals of which one holds unless the solution is exactly this strategy."""
         literals: list[cp_model.BoolVarT] = []
-        for name, choice in self._choices().items():
+        for name, choice in self._decisions().items():
             value = self._value_of(name, strategy)
             if value not in choice.literals:
                 return [self.model.new_constant(1)]
@@ -313,8 +323,8 @@ class DegreeVars:
 
         Given GPUs, pp, attention TP and the expert degrees, replicas and attention DP follow.
         """
-        names = ["pp", "attn_tp", "moe_tp", "moe_ep", *list(self._choices())[5:]]
-        choices = [getattr(self, name) for name in names]
+        knobs = [name for name in list(self._choices())[5:] if name in self._decisions()]
+        choices = [getattr(self, name) for name in ("pp", "attn_tp", "moe_tp", "moe_ep", *knobs)]
         return [TiePart(self.gpus, self.budget + 1), *(TiePart(c.index(), len(c.values)) for c in choices)]
 
 

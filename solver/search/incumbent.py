@@ -16,7 +16,7 @@ from solver.search.bounds import Bounds
 from solver.search.pruning import Cells, build_tables, cells_of
 from solver.search.realise import even_stages, memory_violations, slo_violations
 from solver.specs.problem import Problem
-from solver.strategy import Packing, Strategy, canonical_mesh, packing_of, violations
+from solver.strategy import Packing, Strategy, canonical_mesh, packing_of, pool_strategy, violations
 
 MAX_SCORED = 1200
 """Strategies that are scored before the descent."""
@@ -91,7 +91,8 @@ def find_incumbent(scores: Scores, shapes: list[tuple[int, int, int, int]]) -> S
             break
         if feasible[s] >= MAX_PER_SHAPE:
             continue
-        for strategy in _starts(scores, shapes[s], batch, prefill_batch):
+        for free in _starts(scores, shapes[s], batch, prefill_batch):
+            strategy = pool_strategy(scores.problem, free)
             if scores.value(strategy) is None:
                 continue
             feasible[s] += 1
@@ -130,7 +131,8 @@ def _descend(scores: Scores, best: Strategy, shapes: list[tuple[int, int, int, i
     """Move to the best neighbour until none is better."""
     for _ in range(MAX_DESCENTS):
         before = best
-        for strategy in _neighbours(scores, best, shapes):
+        for free in _neighbours(scores, best, shapes):
+            strategy = pool_strategy(scores.problem, free)
             best = _better(scores, best, strategy) or best
         if best == before:
             break

@@ -139,7 +139,9 @@ class _Builder:
 
 
 def build_phase(model: cp_model.CpModel, leaves: Leaves, d: DegreeVars, tables: PhaseTables) -> PhaseVars:
-    """Variables and constraints of one phase."""
+    """Variables and constraints of one phase; nothing where the pool does not run it."""
+    if not leaves.problem.runs(tables.phase):
+        return PhaseVars(dict.fromkeys(leaves.problem.llm.kinds, 0), 0, 0, 0, 0, 0, 0)
     builder, phase = _Builder(model, leaves, d, tables), tables.phase
     llm = leaves.problem.llm
     layer: dict[LayerKind, Expr] = {kind: builder.layer(kind) for kind in llm.kinds}

@@ -82,6 +82,7 @@ class Program:
                 model.add(step >= m * slow + leaves.host_ns).only_enforce_if(d.micro_batches.is_(m))
         slowest_pass = self.stages.slowest["prefill"]
         ttft = self.prefill.path + (leaves.chunks - 1) * slowest_pass + leaves.chunks * leaves.prefill_host_ns
+        ttft = ttft + leaves.transfer_ns
         round_ns = model.new_int_var(0, MAX_TOTAL_NS, "round")
         model.add(round_ns >= leaves.chunks * (slowest_pass + leaves.prefill_host_ns))
         most_rounds = max(domains.batch) * max(domains.micro_batches)
@@ -120,7 +121,7 @@ class Program:
         by_time = any(
             table.rates.time for table in self.tables
         )  # not of one phase alone: a decode of one token has none
-        if d.max_pp == 1 or by_time or not self.tables[0].rates.gpu_time:
+        if d.max_pp == 1 or by_time or not any(table.rates.gpu_time for table in self.tables):
             return
         layers = self.problem.llm.layers.count(self.tables[0].main_kind)
         for pp in d.pp.values:

@@ -49,10 +49,12 @@ def build_tables(
     for phase, groups, algorithms in phases:
         rates = phase_rates(leaves.problem, leaves, domains, phase, utopia)
         table = PhaseTables(leaves, bounds, phase, rates, phase_modes(leaves.problem, domains, phase))
+        tables.append(table)
+        if not leaves.problem.runs(phase):
+            continue
         table.build_group(domains.attn_tp, groups, algorithms)
         if leaves.problem.llm.is_moe:
             table.build_expert(shapes, layout, groups)
-        tables.append(table)
     return tables
 
 
@@ -71,6 +73,8 @@ def prune(tables: list[PhaseTables], shapes: list[Shape], upper: int | None) -> 
         return int(root) if np.isfinite(root) else 0
     highest = np.inf if upper is None else float(upper)
     for phase, cell, other in zip(tables, cells, reversed(cheapest), strict=True):
+        if not problem.runs(phase.phase):
+            continue
         _keep(phase, shapes, np.isfinite(cell.share) & (cell.share + other[:, None, None] <= highest))
     return int(root) if np.isfinite(root) else 0
 
@@ -81,8 +85,11 @@ def _groups(phase: PhaseTables) -> list[int]:
 
 def cells_of(phase: PhaseTables, shapes: list[Shape]) -> Cells:
     """Bounds of every combination from the element-wise least of the matching rows."""
-    leaves, groups = phase.leaves, _groups(phase)
-    llm = leaves.problem.llm
+    leaves = phase.leaves
+    if not leaves.problem.runs(phase.phase):
+        nothing = np.zeros((len(shapes), 1, 1))
+        return Cells(nothing, nothing.copy(), [1])
+    llm, groups = leaves.problem.llm, _groups(phase)
     size = (len(shapes), len(groups), len(MODES))
     tp = np.array([shape[0] for shape in shapes], dtype=np.int64)
     by_group, left = _least(phase.group, ("attn_tp", "group", "mode"))

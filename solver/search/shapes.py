@@ -16,14 +16,14 @@ def stage_shapes(problem: Problem, domains: Domains) -> list[tuple[int, int, int
     if not _can_run(problem, domains, sends=problem.llm.is_moe):
         return []
     if not problem.llm.is_moe:
-        return [(tp, 1, 1, 1) for tp in domains.attn_tp if tp <= problem.gpu_budget and domains.attn_dp in (None, 1)]
+        return [(tp, 1, 1, 1) for tp in domains.attn_tp if domains.attn_dp in (None, 1) and _fits(problem, domains, tp)]
     gathers = _can_run(problem, domains, sends=False)
     shapes = []
     for tp in domains.attn_tp:
         for moe_tp in domains.moe_tp:
             for moe_ep in domains.moe_ep:
                 dp, rest = divmod(moe_tp * moe_ep, tp)
-                if rest or moe_tp * moe_ep > problem.gpu_budget or domains.attn_dp not in (None, dp):
+                if rest or domains.attn_dp not in (None, dp) or not _fits(problem, domains, moe_tp * moe_ep):
                     continue
                 if problem.engine == "vllm" and moe_tp > 1 and moe_ep > 1:
                     continue
@@ -37,6 +37,16 @@ def stage_shapes(problem: Problem, domains: Domains) -> list[tuple[int, int, int
     return shapes
 
 
+def _fits(problem: Problem, domains: Domains, stage_gpus: int) -> bool:
+    """Whether instances of such stages can take as many GPUs as are asked for."""
+    if problem.gpus_exact is None:
+        return stage_gpus * (domains.replicas or 1) <= problem.gpu_budget
+    wanted = [pp * stage_gpus for pp in domains.pp]
+    if domains.replicas is None:
+        return any(problem.gpus_exact % width == 0 for width in wanted)
+    return any(problem.gpus_exact == width * domains.replicas for width in wanted)
+
+
 def _can_run(problem: Problem, domains: Domains, *, sends: bool) -> bool:
     """Whether both phases have a mode that the pins leave, with or without all-to-all."""
     phases: tuple[tuple[Phase, int], ...] = (
@@ -44,6 +54,8 @@ def _can_run(problem: Problem, domains: Domains, *, sends: bool) -> bool:
         ("prefill", max(domains.prefill_batch) * chunk_tokens(problem)),
     )
     for phase, most_tokens in phases:
+        if not problem.runs(phase):
+            continue
         modes = set(phase_modes(problem, domains, phase))
         if not sends:
             modes -= {"send", "overlap"}
@@ -59,13 +71,18 @@ def space_size(problem: Problem, domains: Domains) -> int:
 
     Memory, packing and SLOs are not applied; placements are not counted.
     """
-    knobs = len(domains.batch) * len(domains.prefill_batch)
-    knobs *= len(domains.decode_allreduce) * len(domains.prefill_allreduce)
-    exchange = sum(
-        exchange_switch(problem.engine, *decode) == exchange_switch(problem.engine, *prefill)
-        for decode in _dispatch_knobs(domains.decode_dispatch, domains.decode_overlap)
-        for prefill in _dispatch_knobs(domains.prefill_dispatch, domains.prefill_overlap)
-    )
+    decodes = _dispatch_knobs(domains.decode_dispatch, domains.decode_overlap)
+    prefills = _dispatch_knobs(domains.prefill_dispatch, domains.prefill_overlap)
+    if problem.role == "aggregated":
+        knobs = len(domains.batch) * len(domains.prefill_batch)
+        knobs *= len(domains.decode_allreduce) * len(domains.prefill_allreduce)
+        exchange = sum(
+            exchange_switch(problem.engine, *decode) == exchange_switch(problem.engine, *prefill)
+            for decode in decodes
+            for prefill in prefills
+        )
+    else:  # the other phase follows
+        knobs, exchange = len(domains.batch) * len(domains.decode_allreduce), len(decodes)
     total = 0
     for tp, _, moe_ep, dp in stage_shapes(problem, domains):
         exchanges = exchange if moe_ep > 1 else 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from ortools.sat.python import cp_model
 
-from solver.cost.balance import sequence_tokens
+from solver.cost.balance import batches_held, remaining_tokens, sequence_tokens
 from solver.cost.leaves import Leaves
 from solver.cost.machine import BYTES_PER_KIB, Phase
 from solver.search.choice import Choice, Expr, Table
@@ -116,7 +116,8 @@ class StageVars:
         tp = np.array(d.attn_tp.values, dtype=np.int64)
         moe_tp = np.array([pair[0] for pair in d.expert_grid], dtype=np.int64)
         moe_ep = np.array([pair[1] for pair in d.expert_grid], dtype=np.int64)
-        tokens = self._resident_tokens()
+        sequences = self._resident_sequences()
+        tokens = self._resident_tokens(sequences)
         self.layer_kib: dict[LayerKind, Expr] = {}
         caches: dict[str, cp_model.IntVar] = {}
         for kind in self.llm.kinds:
@@ -125,7 +126,7 @@ class StageVars:
                 caches[kind.attention] = cache
                 for value in d.attn_tp.values:
                     token, sequence = attention.cache_bytes(kind.attention, np.asarray(value, dtype=np.int64))
-                    held = int(token) * tokens + int(sequence) * d.sequences
+                    held = int(token) * tokens + int(sequence) * sequences
                     model.add(BYTES_PER_KIB * cache >= held).only_enforce_if(d.attn_tp.is_(value))
             weights = memory.attention_kib(kind, tp) + memory.ffn_kib(kind, tp) + memory.norm_router_kib(kind)
             experts: Expr = 0
@@ -150,12 +151,24 @@ class StageVars:
         self.model.add(variable == expression)
         return variable
 
-    def _resident_tokens(self) -> Expr:
+    def _resident_sequences(self) -> Expr:
+        """Sequences a rank reserves cache for (:func:`solver.cost.balance.batches_held`)."""
+        d, problem = self.d, self.leaves.problem
+        if problem.runs("decode"):
+            return d.sequences
+        batches = d.pp.pick([batches_held(problem, 1, pp) for pp in d.pp.values])
+        most = max(d.batch.values) * batches_held(problem, 1, d.max_pp)
+        held, number = self.model.new_int_var(1, most, "held"), self.model.new_int_var(1, most, "batches_held")
+        self.model.add(number == batches)
+        self.model.add_multiplication_equality(held, [d.batch.variable(), number])
+        return held
+
+    def _resident_tokens(self, sequences: Expr) -> Expr:
         """Tokens a rank reserves cache for (:func:`solver.cost.balance.resident_tokens`)."""
-        d, workload = self.d, self.leaves.problem.workload
-        remaining = workload.osl - workload.osl // 2
+        d, problem = self.d, self.leaves.problem
+        remaining = remaining_tokens(problem)
         if d.load is None:
-            return (sequence_tokens(self.leaves.problem)[-1] + remaining) * d.sequences
+            return (sequence_tokens(problem)[-1] + remaining) * sequences
         if d.max_pp == 1:
             return d.load + remaining * d.sequences
         limit = sum(sequence_tokens(self.leaves.problem)) * max(d.micro_batches.values)

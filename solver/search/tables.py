@@ -53,6 +53,8 @@ def phase_rates(problem: Problem, leaves: Leaves, domains: Domains, phase: Phase
     at least ``G * total / (attn_dp * batch)`` and per prefilled request ``c * G * total / (attn_dp * p)``.
     """
     workload, osl = problem.workload, problem.workload.osl
+    if not problem.runs(phase):
+        return Rates(0.0, 0.0)
     kept = leaves.kept_ppm / PPM
     decode = phase == "decode"
     latency = Rates((osl - 1) / kept if decode else 1.0, 0.0)

@@ -17,6 +17,9 @@ from solver.specs.workload import Workload
 
 ObjectiveName = Literal["latency", "ttft", "tpot", "throughput", "efficiency", "gpus", "weighted"]
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
+Role = Literal["aggregated", "prefill", "decode"]
+"""What the instances of a deployment do: both phases, or one of them as a pool of a disaggregated deployment."""
+Phase = Literal["prefill", "decode"]
 Engine = Literal["any", "vllm", "sglang", "trtllm", "megatron"]
 ENGINES: tuple[str, ...] = get_args(Engine)
 MeshOrder = Literal["tp-dp-pp", "tp-pp-dp"]
@@ -113,6 +116,9 @@ class Problem(Spec):
     operators: Operators = Operators()
     """Where operator times come from: the formulas with that calibration, or measured kernels first."""
     objective: Objective = Objective()
+    role: Role = "aggregated"
+    """A pool (``prefill`` or ``decode``) runs one phase: the other costs neither time nor memory. Its limits are those
+    of its phase, its concurrency is free."""
     engine: Engine = "any"
     gpus_exact: Annotated[int, Field(ge=1)] | None = None
     """Use exactly so many GPUs; absent means at most `gpus_at_most`."""
@@ -132,6 +138,8 @@ class Problem(Spec):
                 )
         if self.gpus_exact is not None and self.gpus_at_most is not None:
             raise ValueError(f"give gpus_exact = {self.gpus_exact} or gpus_at_most = {self.gpus_at_most}, not both")
+        if self.role != "aggregated":
+            self._check_pool()
         if self.redundant_experts and not self.llm.is_moe:
             raise ValueError(f"redundant_experts = {self.redundant_experts}, but {self.llm.name} has no experts")
         loads = self.workload.expert_loads
@@ -151,6 +159,26 @@ class Problem(Spec):
                 f", but {self.llm.name} is limited to max_context = {self.llm.max_context}; shorten it or raise that"
             )
         return self
+
+    def _check_pool(self) -> None:
+        slo, name = self.workload.slo, self.objective.name
+        if self.workload.concurrency is not None:
+            raise ValueError(
+                f"a {self.role} pool has free concurrency, but {self.workload.concurrency} sequences are asked for"
+            )
+        limits = {"ttft": slo.ttft, "tpot": slo.tpot, "request_latency": slo.request_latency}
+        own = "ttft" if self.role == "prefill" else "tpot"
+        wrong = [limit for limit, value in limits.items() if value is not None and limit != own]
+        if wrong:
+            raise ValueError(f"a {self.role} pool has no {wrong[0]}: it can be limited by {own} alone")
+        if name not in (own, "throughput", "efficiency", "gpus"):
+            raise ValueError(
+                f"a {self.role} pool has no {name} to optimise; take {own}, throughput, efficiency or gpus"
+            )
+
+    def runs(self, phase: Phase) -> bool:
+        """Whether the instances run a phase."""
+        return self.role in ("aggregated", phase)
 
     @property
     def gpu_budget(self) -> int:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from solver.cost.balance import resident_tokens, sequence_tokens
+from solver.cost.balance import batches_held, resident_tokens, sequence_tokens
 from solver.cost.leaves import PPM, Leaves
 from solver.cost.machine import Ints
 from solver.cost.metrics import THROUGHPUT_SCALE, Utopia
@@ -139,6 +139,10 @@ class Enumeration:
         """Legal joint assignments of degrees, replicas and knobs; memory and SLOs are not applied."""
         total = 0
         counts = [(self.decode.num_settings(switch), self.prefill.num_settings(switch)) for switch in self._switches]
+        if self.problem.role == "decode":  # the other phase follows
+            counts = [(decode, np.ones_like(prefill)) for decode, prefill in counts]
+        elif self.problem.role == "prefill":
+            counts = [(np.ones_like(decode), prefill) for decode, prefill in counts]
         for pp, rows, micro, selection in self._chunks():
             layout = self.layout[pp][selection.row]
             knobs = sum(
@@ -179,7 +183,8 @@ class Enumeration:
         return least, most
 
     def _prompts_fit(self, selection: Selection) -> Bools:
-        fits: Bools = self.prompts[selection.prompts] <= self.batches[selection.batch] * selection.micro
+        prompts, slots = self.prompts[selection.prompts], self.batches[selection.batch] * selection.micro
+        fits: Bools = prompts <= slots if self.problem.runs("decode") else prompts == slots
         return fits
 
     # --- one bound for every configuration ----------------------------------------------------------------------------
@@ -226,6 +231,8 @@ class Enumeration:
 
     def _step(self, rows: Rows, at: Selection, load: Ints, cut: Cut, switch: Switch) -> Ints:
         """Decode step, the best of its knob settings."""
+        if not self.problem.runs("decode"):
+            return np.zeros((1, 1, 1), dtype=np.int64)
         leaves, pp, layout = self.leaves, rows.pp, self.layout[rows.pp][at.row]
         tp, inside, batch = rows.attn_tp[at.row], rows.inside[at.row], self.batches[at.batch]
         tokens, head_rows = self.decode.tokens[at.batch], self.decode.rows[at.batch]
@@ -244,6 +251,9 @@ class Enumeration:
 
     def _passes(self, rows: Rows, at: Selection, cut: Cut, switch: Switch) -> tuple[Ints, Ints]:
         """TTFT and round of prefills, each the best of the prefill knob settings."""
+        if not self.problem.runs("prefill"):
+            nothing: Ints = np.zeros((1, 1, 1), dtype=np.int64)
+            return nothing, nothing
         leaves, pp, layout = self.leaves, rows.pp, self.layout[rows.pp][at.row]
         tp, inside, prompts = rows.attn_tp[at.row], rows.inside[at.row], self.prompts[at.prompts]
         tokens, head_rows = self.prefill.tokens[at.prompts], self.prefill.rows[at.prompts]
@@ -259,6 +269,7 @@ class Enumeration:
             total, slowest = cut.apply(times, ends)
             legal = setting.legal_ug[cell]
             ttft = total + hops + (leaves.chunks - 1) * slowest + leaves.chunks * leaves.prefill_host_ns
+            ttft = ttft + leaves.transfer_ns
             path = np.minimum(path, np.where(legal, ttft, HUGE_NS))
             slow = np.minimum(slow, np.where(legal, leaves.chunks * (slowest + leaves.prefill_host_ns), HUGE_NS))
         return path, slow
@@ -269,7 +280,8 @@ class Enumeration:
         tp, moe_tp, moe_ep = rows.attn_tp[at.row], rows.moe_tp[at.row], rows.moe_ep[at.row]
         batch = self.batches[at.batch]
         remaining = resident_tokens(self.problem, 0, 1, 1)
-        tokens, sequences = at.micro * (load + batch * remaining), batch * at.micro
+        batches = at.micro if self.problem.runs("decode") else 0 * at.micro + batches_held(self.problem, 1, pp)
+        tokens, sequences = batches * (load + batch * remaining), batch * batches
         held = []
         for kind in self.kinds:
             weights = memory.attention_kib(kind, tp) + memory.norm_router_kib(kind)

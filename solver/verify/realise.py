@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from solver.cost.balance import resident_tokens
+from solver.cost.balance import batches_held, resident_tokens
 from solver.cost.layers import Blocks, PhaseTimes
 from solver.cost.leaves import Leaves, as_ints
 from solver.cost.ledger import stage_ledgers
@@ -20,7 +20,7 @@ from solver.cost.metrics import Figures, evaluate_times, objective_value
 from solver.degrees import Domains
 from solver.engines import exchange_switch, sends_without_attention_dp
 from solver.specs.problem import ObjectiveName
-from solver.strategy import Strategy, packing_of, violations
+from solver.strategy import Strategy, packing_of, pool_strategy, violations
 from solver.verify.blocks import BlockBounds, Interval
 from solver.verify.stages import least_cap, splits
 
@@ -81,11 +81,16 @@ def _best(judge: Judge, strategy: Strategy, load: int, lambda_ppm: int) -> tuple
     decode = _timings(judge, strategy, "decode", blocks, (memory, limit))
     prefill = _timings(judge, strategy, "prefill", blocks, (memory, limit))
     best: tuple[int, Strategy] | None = None
+    if leaves.problem.role == "decode":  # the idle phase follows the other, whatever its knobs
+        prefill = prefill[:1]
+    elif leaves.problem.role == "prefill":
+        decode = decode[:1]
     for d, p in product(decode, prefill):
-        if d.switch != p.switch:
+        if d.switch != p.switch and leaves.problem.role == "aggregated":
             continue
         knobs = ("prefill_allreduce", "prefill_dispatch", "prefill_overlap")
         both = d.strategy.model_copy(update={name: getattr(p.strategy, name) for name in knobs})
+        both = pool_strategy(leaves.problem, both)
         for stage_layers in _fronts(d, p, memory, limit, strategy.pp):
             value = _value(judge, both, Blocks(load, lambda_ppm, stage_layers))
             if value is not None and (best is None or value < best[0]):
@@ -157,9 +162,10 @@ def _memory(leaves: Leaves, strategy: Strategy, load: int) -> tuple[list[int], i
     memory, llm = leaves.memory, leaves.problem.llm
     tp, moe_tp, moe_ep = as_ints(strategy.attn_tp, strategy.moe_tp, strategy.moe_ep)
     batch, prompts = as_ints(strategy.batch, strategy.prefill_batch)
+    batches = batches_held(leaves.problem, strategy.micro_batches, strategy.pp)
     tokens, sequences = as_ints(
-        resident_tokens(leaves.problem, load, strategy.batch, strategy.micro_batches),
-        strategy.batch * strategy.micro_batches,
+        resident_tokens(leaves.problem, load, strategy.batch, batches),
+        strategy.batch * batches,
     )
     by_kind = {
         kind: int(
