@@ -9,13 +9,13 @@ from ortools.sat.python import cp_model
 
 from solver.cost.balance import sequence_tokens
 from solver.degrees import Domains
-from solver.engines import ENGINE_MESH, exchange_switch, sends_without_attention_dp
+from solver.engines import exchange_switch, sends_without_attention_dp
 from solver.search.bounds import Bounds
 from solver.search.choice import Choice, Expr, Table
-from solver.search.shapes import stage_shapes
+from solver.search.shapes import legal_packings, stage_shapes
 from solver.search.tables import Mode, phase_modes
 from solver.specs.problem import AllReduce, Dispatch, Engine, MeshOrder, Problem
-from solver.strategy import Packing, Strategy, canonical_mesh, moe_tp_fits
+from solver.strategy import Strategy, moe_tp_fits
 
 
 @dataclass(frozen=True)
@@ -102,27 +102,15 @@ class DegreeVars:
         """Which ranks share a domain, and how many instances the cluster holds, by (order, attn_tp, attn_dp, pp)."""
         model, cluster = self.model, self.problem.cluster
         rows: list[tuple[MeshOrder, int, int, int, int, int, int]] = []
-        orders: tuple[MeshOrder, ...] = self.domains.mesh_order
-        engine_orders = ENGINE_MESH[self.problem.engine]
-        for tp, dp in self.attention_grid:
-            for pp in self.domains.pp:
-                if tp * dp * pp > self.budget:
-                    continue
-                for order in dict.fromkeys(canonical_mesh(order, tp, dp, pp) for order in orders):
-                    if order not in {canonical_mesh(launched, tp, dp, pp) for launched in engine_orders}:
-                        continue
-                    packing = Packing(order, cluster.domain_gpus, tp, dp, pp)
-                    if packing.members("tp") < min(tp, cluster.domain_gpus):
-                        continue
-                    if self.problem.engine != "any" and not packing.is_launchable(cluster.gpus_per_node):
-                        continue
-                    most = cluster.num_domains * packing.instances_per_domain // packing.domains_per_instance
-                    if not packing.instances_per_domain:
-                        most = cluster.num_domains // packing.domains_per_instance
-                    most = min(most, self.budget // (tp * dp * pp))
-                    if most:
-                        inside = int(packing.members("pp") == pp)
-                        rows.append((order, tp, dp, pp, packing.stage_members, inside, most))
+        for packing in legal_packings(self.problem, self.domains, self.attention_grid, self.budget):
+            tp, dp, pp = packing.tp, packing.dp, packing.pp
+            most = cluster.num_domains * packing.instances_per_domain // packing.domains_per_instance
+            if not packing.instances_per_domain:
+                most = cluster.num_domains // packing.domains_per_instance
+            most = min(most, self.budget // (tp * dp * pp))
+            if most:
+                inside = int(packing.members("pp") == pp)
+                rows.append((packing.order, tp, dp, pp, packing.stage_members, inside, most))
         if not rows:
             model.add_bool_or([])
             rows = [("tp-dp-pp", *self.attention_grid[0], self.domains.pp[0], 1, 1, 1)]

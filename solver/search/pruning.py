@@ -29,6 +29,8 @@ class Cells:
 
     share: Floats
     time_ns: Floats
+    main_ns: Floats
+    """One layer of the commonest kind."""
     groups: list[int]
 
 
@@ -88,7 +90,7 @@ def cells_of(phase: PhaseTables, shapes: list[Shape]) -> Cells:
     leaves = phase.leaves
     if not leaves.problem.runs(phase.phase):
         nothing = np.zeros((len(shapes), 1, 1))
-        return Cells(nothing, nothing.copy(), [1])
+        return Cells(nothing, nothing.copy(), nothing.copy(), [1])
     llm, groups = leaves.problem.llm, _groups(phase)
     size = (len(shapes), len(groups), len(MODES))
     tp = np.array([shape[0] for shape in shapes], dtype=np.int64)
@@ -116,12 +118,19 @@ def cells_of(phase: PhaseTables, shapes: list[Shape]) -> Cells:
             sent = left[f"sent.{name}"][ours] + right["sent"][theirs]
             halves = np.maximum(busy * (PPM / leaves.busy_ppm), sent) + leaves.sync_ns
             plain = np.where(overlap, halves, plain + right["plain"][theirs])
+        if kind == phase.main_kind:
+            main = plain
         total = total + llm.layers.count(kind) * plain
+    if llm.is_moe:  # a single attention group reduces, several gather
+        alone = np.array([shape[3] == 1 for shape in shapes])
+        for name, ways in (("reduce", alone), ("gather", ~alone)):
+            mode = MODES.index(name)
+            total[:, :, mode] = np.where(ways[:, None], total[:, :, mode], np.inf)
     per_gpu = tp[:, None, None] / np.array(groups, dtype=np.float64)[None, :, None]
     possible = np.isfinite(total)
     finite = np.where(possible, total, 0.0)
     share = (phase.rates.time * finite + phase.rates.gpu_time * finite * per_gpu) * (1 - 1e-9)
-    return Cells(np.where(possible, share, np.inf), total, groups)
+    return Cells(np.where(possible, share, np.inf), total, main, groups)
 
 
 def _row_keys(table: Column, names: tuple[str, ...]) -> list[tuple[int, ...]]:

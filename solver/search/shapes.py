@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from solver.cost.machine import Phase
 from solver.degrees import Domains
-from solver.engines import exchange_switch, sends_without_attention_dp
+from solver.engines import ENGINE_MESH, exchange_switch, sends_without_attention_dp
 from solver.search.tables import phase_modes
 from solver.specs.problem import Dispatch, Problem
-from solver.strategy import chunk_tokens
+from solver.strategy import Packing, canonical_mesh, chunk_tokens
 
 
 def stage_shapes(problem: Problem, domains: Domains) -> list[tuple[int, int, int, int]]:
@@ -64,6 +66,24 @@ def _can_run(problem: Problem, domains: Domains, *, sends: bool) -> bool:
         if not modes:
             return False
     return True
+
+
+def legal_packings(
+    problem: Problem, domains: Domains, attention: Sequence[tuple[int, int]], most_gpus: int
+) -> Iterator[Packing]:
+    """How instances of these (attn_tp, attn_dp) fill scale-up domains, by stages and mesh order: the legal ways."""
+    cluster = problem.cluster
+    for tp, dp in attention:
+        for pp in domains.pp:
+            if tp * dp * pp > most_gpus:
+                continue
+            launched = {canonical_mesh(order, tp, dp, pp) for order in ENGINE_MESH[problem.engine]}
+            for order in dict.fromkeys(canonical_mesh(order, tp, dp, pp) for order in domains.mesh_order):
+                packing = Packing(order, cluster.domain_gpus, tp, dp, pp)
+                if order not in launched or packing.members("tp") < min(tp, cluster.domain_gpus):
+                    continue
+                if problem.engine == "any" or packing.is_launchable(cluster.gpus_per_node):
+                    yield packing
 
 
 def space_size(problem: Problem, domains: Domains) -> int:

@@ -1,0 +1,282 @@
+"""The mix: how many instances of every size, as an integer program with whole-node packing.
+
+An instance that needs several scale-up domains has them to itself; smaller ones share domains. Which numbers of small
+instances fit into so many domains is bin packing with few sizes, in its arc-flow form: a unit of flow is a domain, an
+arc of length g an instance of g GPUs in it, larger instances first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ortools.sat.python import cp_model
+
+from solver.deployment import ROLES, InstanceSize
+from solver.search.choice import Expr
+from solver.search.program import SearchLimits
+from solver.specs.deploying import Deploying, Mode
+from solver.specs.problem import Problem
+
+MAX_TOTAL = 2**61
+"""Sums that CP-SAT adds up stay below this."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Numbers of instances by size, and the goal's integer; `bound` limits it from the other side."""
+
+    counts: dict[InstanceSize, int]
+    fills: tuple[tuple[tuple[int, ...], ...], ...]
+    """Per cluster, the domains that small instances share: GPUs of each instance, larger ones first."""
+    rate_nhz: int
+    gpus: int
+    value: int
+    bound: int
+
+
+class MixProgram:
+    """One mode's integer program for given rates."""
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        asked: Deploying,
+        mode: Mode,
+        rates: Mapping[InstanceSize, int],
+        unit_nhz: int,
+    ) -> None:
+        self.problems, self.asked, self.mode, self.unit_nhz = problems, asked, mode, unit_nhz
+        rated = {size: whole_rate(rate, size, unit_nhz) for size, rate in rates.items() if size.role in ROLES[mode]}
+        self.rates = {size: rate for size, rate in rated.items() if rate > 0}
+        self.model = cp_model.CpModel()
+        self.count = {
+            size: self.model.new_int_var(0, self._most(size), f"{size.role}{size.gpus}@{size.site}")
+            for size in sorted(self.rates, key=lambda size: size.sort_key)
+        }
+        self.gpus = total(size.gpus * count for size, count in self.count.items())
+        self.arcs: list[dict[tuple[int, int], cp_model.IntVar]] = [{} for _ in problems]
+        for site in range(len(problems)):
+            self._room(site)
+        self._few_shapes()
+        self.rate = self._rate()
+
+    def _most(self, size: InstanceSize) -> int:
+        problem = self.problems[size.site]
+        return problem.gpu_budget // size.gpus
+
+    # --- packing ------------------------------------------------------------------------------------------------------
+
+    def _room(self, site: int) -> None:
+        """GPU budget and domains of one cluster."""
+        problem, model = self.problems[site], self.model
+        domain = problem.cluster.domain_gpus
+        own = {size: count for size, count in self.count.items() if size.site == site}
+        model.add(total(size.gpus * count for size, count in own.items()) <= problem.gpu_budget)
+        whole = [(size.domains, count) for size, count in own.items() if not shares_domain(size, domain)]
+        small: dict[int, list[cp_model.IntVar]] = {}
+        for size, count in own.items():
+            if shares_domain(size, domain):
+                small.setdefault(size.gpus, []).append(count)
+        bins: Expr = self._arc_flow(site, domain, small) if small else 0
+        model.add(total(domains * count for domains, count in whole) + bins <= problem.cluster.num_domains)
+
+    def _arc_flow(self, site: int, domain: int, small: Mapping[int, list[cp_model.IntVar]]) -> Expr:
+        """Domains that hold the small instances."""
+        model, most = self.model, self.problems[site].cluster.num_domains
+        into: dict[int, list[cp_model.IntVar]] = {}
+        out: dict[int, list[cp_model.IntVar]] = {}
+        reached = {0}
+        for gpus in sorted(small, reverse=True):
+            used = []
+            for start in range(domain - gpus + 1):  # rising: a later arc of the same size starts where one ended
+                if start in reached:
+                    arc = model.new_int_var(0, most, f"{gpus}@{site}:{start}")
+                    self.arcs[site][start, gpus] = arc
+                    out.setdefault(start, []).append(arc)
+                    into.setdefault(start + gpus, []).append(arc)
+                    reached.add(start + gpus)
+                    used.append(arc)
+            model.add(total(used) == total(small[gpus]))
+        bins = model.new_int_var(0, most, f"domains@{site}")
+        model.add(total(out[0]) <= bins)
+        for node in reached - {0}:
+            model.add(total(out.get(node, [])) <= total(into[node]))
+        return bins
+
+    def _few_shapes(self) -> None:
+        limit = self.asked.max_shapes
+        if limit is None:
+            return
+        for role in ROLES[self.mode]:
+            used = []
+            for size, count in self.count.items():
+                if size.role == role:
+                    used.append(self.model.new_bool_var(f"uses {role}{size.gpus}@{size.site}"))
+                    self.model.add(count <= self._most(size) * used[-1])
+            self.model.add(total(used) <= limit)
+
+    # --- rates --------------------------------------------------------------------------------------------------------
+
+    def _rate(self) -> cp_model.IntVar:
+        """Requests served: of a disaggregated cluster the lesser of what its pools offer."""
+        model = self.model
+        rate = model.new_int_var(0, MAX_TOTAL, "rate")
+        parts: list[cp_model.IntVar] = []
+        for site in range(len(self.problems)):
+            part = model.new_int_var(0, MAX_TOTAL // len(self.problems), f"rate@{site}")
+            for role in ROLES[self.mode]:
+                offered = [
+                    self.rates[size] * count
+                    for size, count in self.count.items()
+                    if size.role == role and size.site == site
+                ]
+                model.add(part <= total(offered))
+            parts.append(part)
+        model.add(rate == total(parts))
+        return rate
+
+    # --- solving ------------------------------------------------------------------------------------------------------
+
+    def solve(self, limits: SearchLimits, ties: Sequence[Expr]) -> Mix | None:
+        """The best mix, ties broken by these expressions (smaller is better); None when none reaches the demand."""
+        if not self.count:
+            return None
+        if self.asked.goal == "efficiency":
+            return self._most_efficient(limits, ties)
+        if self.asked.goal == "throughput":
+            return self._lexicographic(limits, -self.rate, ties, scale=-self.unit_nhz)
+        self.model.add(self.rate >= -(-self.asked.demand_nhz // self.unit_nhz))
+        if self.asked.goal == "gpus":
+            return self._lexicographic(limits, self.gpus, ties)
+        price = total(self.asked.price_micro(size.site) * size.gpus * n for size, n in self.count.items())
+        return self._lexicographic(limits, price, ties)
+
+    def plain(self) -> tuple[Expr, ...]:
+        """Fewer GPUs, then more requests, then fewer different sizes, then fewer instances."""
+        different = []
+        for size, count in self.count.items():
+            used = self.model.new_bool_var(f"any {size.role}{size.gpus}@{size.site}")
+            self.model.add(count <= self._most(size) * used)
+            different.append(used)
+        return self.gpus, -self.rate, total(different), total(self.count.values())
+
+    def without(self, sizes: Collection[InstanceSize]) -> tuple[Expr, ...]:
+        """As few instances of these sizes as possible."""
+        return (total(count for size, count in self.count.items() if size in sizes),)
+
+    def _most_efficient(self, limits: SearchLimits, ties: Sequence[Expr]) -> Mix | None:
+        """Largest whole number of units per GPU (Dinkelbach: raise the price of a GPU until nothing is left over)."""
+        self.model.add(total(self.count.values()) >= 1)
+        price = 0
+        while True:
+            self.model.minimize(price * self.gpus - self.rate)
+            solver = _solver(limits)
+            if _status(solver, self.model) != "OPTIMAL":
+                return None
+            reached = solver.value(self.rate) // solver.value(self.gpus)
+            if reached <= price:
+                break
+            price = reached
+        if price == 0:
+            return None
+        self.model.add(self.rate >= price * self.gpus)
+        found = self._lexicographic(limits, 0, ties)
+        return None if found is None else replace(found, value=price * self.unit_nhz, bound=price * self.unit_nhz)
+
+    def _lexicographic(self, limits: SearchLimits, first: Expr, others: Sequence[Expr], scale: int = 1) -> Mix | None:
+        """Minimise one expression after the other; the value is the first one's, times `scale`."""
+        found: Mix | None = None
+        for target in (first, *others):
+            self.model.minimize(target)
+            solver = _solver(limits)
+            status = _status(solver, self.model)
+            if status not in ("OPTIMAL", "FEASIBLE"):
+                return found
+            value, proved = solver.value(target), int(solver.response_proto.inner_objective_lower_bound)
+            if found is None:
+                bound = value if status == "OPTIMAL" else proved
+                found = Mix({}, (), 0, 0, scale * value, scale * bound)
+            rate, gpus = solver.value(self.rate) * self.unit_nhz, solver.value(self.gpus)
+            found = Mix(self._chosen(solver), self._fills(solver), rate, gpus, found.value, found.bound)
+            if status != "OPTIMAL":
+                return found
+            self.model.add(target <= value)
+            self.model.clear_hints()  # type: ignore[no-untyped-call]
+            for size, count in self.count.items():
+                self.model.add_hint(count, found.counts.get(size, 0))
+        return found
+
+    def _chosen(self, solver: cp_model.CpSolver) -> dict[InstanceSize, int]:
+        chosen = {size: solver.value(count) for size, count in self.count.items()}
+        return {size: count for size, count in chosen.items() if count}
+
+    def _fills(self, solver: cp_model.CpSolver) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """The flow of every cluster, taken apart into domains."""
+        fills = []
+        for arcs in self.arcs:
+            flow = {key: solver.value(arc) for key, arc in arcs.items()}
+            domains = []
+            while any(flow[start, gpus] for start, gpus in flow if start == 0):
+                held, node = [], 0
+                while True:
+                    gpus = max((g for start, g in flow if start == node and flow[start, g]), default=0)
+                    if gpus == 0:
+                        break
+                    flow[node, gpus] -= 1
+                    held.append(gpus)
+                    node += gpus
+                domains.append(tuple(held))
+            fills.append(tuple(domains))
+        return tuple(fills)
+
+
+def shares_domain(size: InstanceSize, domain_gpus: int) -> bool:
+    """Whether other instances may sit in the same scale-up domain."""
+    return size.domains == 1 and size.gpus < domain_gpus
+
+
+def total(terms: Iterable[Expr]) -> Expr:
+    """Sum of expressions; 0 of none."""
+    return sum(terms, 0)
+
+
+def rate_unit(bounds: Mapping[InstanceSize, int]) -> int:
+    """The unit of rates per GPU, nHz: a power of ten, about a millionth of what the best GPU serves.
+
+    Sums in a finer unit hardly ever tie, and integer programs that must tell sums apart that differ by 10^-12 do not
+    close.
+    """
+    most = max((bound // size.gpus for size, bound in bounds.items()), default=1)
+    return int(10 ** max(0, len(str(most)) - 6))
+
+
+def whole_rate(rate_nhz: int, size: InstanceSize, unit_nhz: int) -> int:
+    """Rate of an instance in units, rounded down to whole units per GPU: instances of equal efficiency stay equal."""
+    return size.gpus * (rate_nhz // (size.gpus * unit_nhz))
+
+
+def replaces(one: InstanceSize, other: InstanceSize, domain_gpus: int) -> int:
+    """How many instances of one size fit where an instance of the other sits."""
+    copies = other.gpus // one.gpus
+    if not shares_domain(one, domain_gpus):
+        return min(copies, other.domains // one.domains)
+    if not shares_domain(other, domain_gpus):
+        copies = min(copies, other.domains * (domain_gpus // one.gpus))
+    return copies
+
+
+def _status(solver: cp_model.CpSolver, model: cp_model.CpModel) -> str:
+    return solver.status_name(solver.solve(model))
+
+
+def _solver(limits: SearchLimits) -> cp_model.CpSolver:
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = limits.workers
+    solver.parameters.random_seed = limits.seed
+    solver.parameters.linearization_level = 2  # these are knapsacks: without the linear relaxation they do not close
+    solver.parameters.relative_gap_limit = 0.0
+    solver.parameters.absolute_gap_limit = 0.0
+    if limits.time_s is not None:
+        solver.parameters.max_time_in_seconds = max(0.01, limits.time_s)
+    return solver

@@ -1,0 +1,329 @@
+"""The search for a deployment: mixes of bounds, the sizes they want solved, mixes of plans, until both agree.
+
+Every size starts with its closed-form bound. The integer program over the bounds says what no deployment exceeds, and
+which sizes decide that; those are solved by the program of :mod:`solver.search` (one instance each), which replaces
+their bounds by proved rates. It ends when the best mix of bounds uses proved sizes only: then nothing is better. With
+several serving modes only the one with the highest bound is looked at; the others end when their bound is beaten.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from solver.certificate import Status
+from solver.deploy.mix import Mix, MixProgram, rate_unit, replaces, whole_rate
+from solver.deploy.sizes import size_bounds
+from solver.deployment import ROLES, InstanceSize, instance_problem, pool_problem, rate_nhz
+from solver.errors import SpecError
+from solver.search.loop import Loop, Outcome, Progress
+from solver.search.program import SearchLimits
+from solver.search.run import DEFAULT_WORKERS, SearchOptions
+from solver.specs.deploying import NHZ, Deploying, Mode
+from solver.specs.problem import Problem
+
+MAX_SEEDS = 8
+"""Sizes of one pool that are solved before the first mix."""
+
+
+@dataclass
+class Known:
+    """What is known of a size: the rate of its best plan so far, and a bound that no plan exceeds."""
+
+    bound: int
+    rate: int = 0
+    outcome: Outcome | None = None
+    """The search that found it."""
+    is_searched: bool = False
+    is_dominated: bool = False
+    """Instances of a smaller size that is searched serve as much in its place."""
+
+
+@dataclass
+class Front:
+    """One serving mode: its best mix of plans, and the goal's integer that no mix exceeds."""
+
+    mode: Mode
+    best: Mix | None = None
+    bound: int | None = None
+    """Absent: not even the bounds reach what is asked."""
+    is_closed: bool = False
+    is_seeded: bool = False
+
+
+@dataclass
+class DeployOutcome:
+    """Result of the search."""
+
+    status: Status
+    winner: Front | None
+    fronts: list[Front]
+    known: dict[InstanceSize, Known]
+    unit_nhz: int
+    single_shape: int | None = None
+    mixes: int = 0
+    wall_s: float = 0.0
+    interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class DeployProgress(Progress):
+    """What a caller sees while it waits, in the goal's unit."""
+
+    better_is_more: bool = True
+
+    @property
+    def gap(self) -> float | None:
+        """Relative distance of value and bound; absent before the first mix."""
+        return None if not self.value else abs(self.bound - self.value) / self.value
+
+    def natural(self, integer: int) -> float:
+        """Tokens per second (and GPU), GPUs, or price per hour."""
+        if self.objective == "gpus":
+            return float(integer)
+        return integer * self.osl / NHZ
+
+
+def deploy_search(
+    problems: Sequence[Problem],
+    asked: Deploying,
+    options: SearchOptions,
+    on_progress: Callable[[Progress], None],
+) -> DeployOutcome:
+    """Find and prove the best deployment of a question on one or more clusters."""
+    return _Search(problems, asked, options, on_progress).run()
+
+
+@dataclass
+class _Search:
+    problems: Sequence[Problem]
+    asked: Deploying
+    options: SearchOptions
+    on_progress: Callable[[Progress], None]
+    known: dict[InstanceSize, Known] = field(default_factory=dict)
+    mixes: int = 0
+
+    def __post_init__(self) -> None:
+        for problem in self.problems:
+            check_question(problem)
+        self.started = time.monotonic()
+        self.sign = 1 if self.asked.goal in ("throughput", "efficiency") else -1
+        self.fronts = [Front(mode) for mode in self.asked.modes]
+        self.unit_nhz = 1
+
+    def run(self) -> DeployOutcome:
+        """Refine the most promising mode until no other can be better."""
+        interrupted = False
+        try:
+            self._bounds()
+            if len(self.fronts) > 1:
+                for front in self.fronts:
+                    self._bound(front)
+            while not self._is_late():
+                promising = self._most_promising()
+                if promising is None:
+                    break
+                self._refine(promising)
+        except KeyboardInterrupt:
+            interrupted = True
+        outcome = self._outcome(interrupted)
+        if outcome.winner is not None and not interrupted and not self._is_late():
+            outcome.single_shape = self._single_shape(outcome.winner)
+            outcome.mixes = self.mixes
+        outcome.wall_s = time.monotonic() - self.started
+        return outcome
+
+    def _bounds(self) -> None:
+        for site, problem in enumerate(self.problems):
+            for mode in self.asked.modes:
+                for role in ROLES[mode]:
+                    for size, bound in size_bounds(pool_problem(problem, role), site).items():
+                        self.known[size] = Known(bound)
+        self.unit_nhz = rate_unit({size: known.bound for size, known in self.known.items()})
+
+    # --- one mode -----------------------------------------------------------------------------------------------------
+
+    def _refine(self, front: Front) -> None:
+        """Solve the sizes that the best mix of bounds wants, then mix again."""
+        if not front.is_seeded:
+            self._seed(front)
+        mix = self._mix_of_bounds(front)
+        if mix is None:
+            front.is_closed = True
+            return
+        wanted = [size for size in mix.counts if not self.known[size].is_searched]
+        for size in sorted(wanted, key=lambda size: size.sort_key):
+            self._solve(size)
+            if self._is_late():
+                break
+        self._keep_best(front)
+        if not wanted:
+            front.is_closed = True
+
+    def _seed(self, front: Front) -> None:
+        """Solve the sizes that might serve most per GPU: what they reach rules most other sizes out."""
+        front.is_seeded = True
+        for site in range(len(self.problems)):
+            for role in ROLES[front.mode]:
+                own = [size for size in self.known if size.site == site and size.role == role]
+                for _ in range(MAX_SEEDS):
+                    open_ = [
+                        size for size in own if not (self.known[size].is_searched or self.known[size].is_dominated)
+                    ]
+                    found = max((self.known[size].rate / size.gpus for size in own), default=0)
+                    best = max(open_, key=lambda s: (self._efficiency(s), -s.gpus), default=None)
+                    if best is None or self._efficiency(best) <= found or self._is_late():
+                        break
+                    self._solve(best)
+
+    def _efficiency(self, size: InstanceSize) -> float:
+        """Bound of the requests per GPU."""
+        return self.known[size].bound / size.gpus
+
+    def _bound(self, front: Front) -> None:
+        front.is_closed = self._mix_of_bounds(front) is None
+
+    def _mix_of_bounds(self, front: Front) -> Mix | None:
+        """The best mix if every size reached its bound, of searched sizes as far as possible."""
+        open_ = {size for size, known in self.known.items() if not known.is_searched}
+        bounds = {size: known.bound for size, known in self.known.items() if not known.is_dominated}
+        program = self._program(front.mode, bounds, self.asked)
+        mix = program.solve(self._limits(), program.without(open_))
+        front.bound = None if mix is None else mix.bound
+        return mix
+
+    def _mix_of_plans(self, mode: Mode, asked: Deploying) -> Mix | None:
+        """The best mix of the plans at hand."""
+        rates = {size: known.rate for size, known in self.known.items() if known.outcome is not None}
+        program = self._program(mode, rates, asked)
+        mix = program.solve(self._limits(), program.plain())
+        return None if mix is None or mix.rate_nhz == 0 else mix
+
+    def _program(self, mode: Mode, rates: Mapping[InstanceSize, int], asked: Deploying) -> MixProgram:
+        self.mixes += 1
+        return MixProgram(self.problems, asked, mode, rates, self.unit_nhz)
+
+    def _limits(self) -> SearchLimits:
+        return SearchLimits(self.options.workers or DEFAULT_WORKERS, self.options.seed, self._left())
+
+    def _keep_best(self, front: Front) -> None:
+        mix = self._mix_of_plans(front.mode, self.asked)
+        if mix is not None and (front.best is None or not self._better(front.best.value, mix.value)):
+            front.best = mix
+        self._report()
+
+    def _solve(self, size: InstanceSize) -> None:
+        known = self.known[size]
+        problem = instance_problem(self.problems[size.site], size)
+        outcome = Loop(problem, self._limits(), lambda _progress: None, None).run()
+        known.is_searched = True
+        if outcome.interrupted:
+            raise KeyboardInterrupt
+        if outcome.best is not None:
+            known.outcome, known.rate = outcome, rate_nhz(outcome.best.value)
+            known.bound = min(known.bound, rate_nhz(max(1, outcome.bound)))
+            self._rule_out(size)
+        elif outcome.status == "INFEASIBLE":
+            known.bound = 0
+
+    def _rule_out(self, size: InstanceSize) -> None:
+        """Mark the sizes whose bound this one's plan reaches in their place."""
+        domain = self.problems[size.site].cluster.domain_gpus
+        rate = whole_rate(self.known[size].rate, size, self.unit_nhz)
+        for other, known in self.known.items():
+            if known.is_searched or (other.site, other.role) != (size.site, size.role):
+                continue
+            copies = replaces(size, other, domain)
+            known.is_dominated |= copies * rate >= whole_rate(known.bound, other, self.unit_nhz)
+
+    def _single_shape(self, winner: Front) -> int | None:
+        """The goal with one size per pool, of those that were searched: what mixing gains is the difference."""
+        mix = self._mix_of_plans(winner.mode, self.asked.model_copy(update={"max_shapes": 1}))
+        return None if mix is None else mix.value
+
+    # --- the whole ----------------------------------------------------------------------------------------------------
+
+    def _better(self, one: int, other: int) -> bool:
+        return self.sign * one > self.sign * other
+
+    def _best(self) -> Front | None:
+        """The mode with the best mix of plans (the first of equals)."""
+        found = [front for front in self.fronts if front.best is not None]
+        return max(found, key=lambda front: self.sign * front.best.value, default=None)  # type: ignore[union-attr]
+
+    def _most_promising(self) -> Front | None:
+        """The open mode with the best bound, if that could still win."""
+        best = self._best()
+        if len(self.fronts) == 1 and not self.fronts[0].is_closed:
+            return self.fronts[0]
+        open_ = [front for front in self.fronts if not front.is_closed and front.bound is not None]
+        if best is not None and best.best is not None:
+            value = best.best.value
+            open_ = [f for f in open_ if f is best or (f.bound is not None and self._better(f.bound, value))]
+        return max(open_, key=lambda front: self.sign * (front.bound or 0), default=None)
+
+    def _outcome(self, interrupted: bool) -> DeployOutcome:
+        winner = self._best()
+        if winner is None:
+            impossible = all(front.bound is None for front in self.fronts) and not interrupted and bool(self.fronts)
+            exhausted = all(front.is_closed for front in self.fronts)
+            status: Status = "INFEASIBLE" if (impossible or exhausted) and not interrupted else "UNKNOWN"
+        else:
+            status = "OPTIMAL" if self._most_promising() is None and not interrupted else "FEASIBLE"
+            if winner.best is not None and self.bound_of_all() == winner.best.value:
+                status = "OPTIMAL"
+            elif status == "OPTIMAL":
+                status = "FEASIBLE"
+        return DeployOutcome(
+            status, winner, self.fronts, self.known, self.unit_nhz, mixes=self.mixes, interrupted=interrupted
+        )
+
+    def bound_of_all(self) -> int | None:
+        """The goal's integer that no deployment of any mode exceeds."""
+        bounds = [front.bound for front in self.fronts if front.bound is not None]
+        return max(bounds, key=lambda bound: self.sign * bound, default=None)
+
+    # --- time and talk ------------------------------------------------------------------------------------------------
+
+    def _left(self) -> float | None:
+        limit = self.options.time_limit_s
+        return None if limit is None else max(0.05, limit - (time.monotonic() - self.started))
+
+    def _is_late(self) -> bool:
+        left = self._left()
+        return left is not None and left <= 0.05
+
+    def _report(self) -> None:
+        best, bound = self._best(), self.bound_of_all()
+        value = None if best is None or best.best is None else best.best.value
+        goal = self.asked.goal
+        self.on_progress(
+            DeployProgress(
+                "mixing",
+                value,
+                bound or 0,
+                time.monotonic() - self.started,
+                goal if goal != "cost" else "gpus",
+                self.problems[0].workload.osl,
+                self.sign > 0,
+            )
+        )
+
+
+def check_question(problem: Problem) -> None:
+    """Refuse what a deployment cannot be asked.
+
+    Raises
+    ------
+    SpecError
+        Pins, an exact number of GPUs, or an objective of single requests.
+    """
+    pins = problem.pins.given()
+    if pins:
+        name, value = next(iter(pins.items()))
+        raise SpecError(f"a deployment decides every degree: leave out {name} = {value} (solve takes it)")
+    if problem.gpus_exact is not None:
+        raise SpecError(f"a deployment uses at most so many GPUs: give --gpus {problem.gpus_exact} instead of exactly")
+    if problem.role != "aggregated":
+        raise SpecError(f"the role {problem.role} is one pool; a deployment decides the roles of its instances")
