@@ -19,6 +19,10 @@ from solver.specs.spec import Spec, one_sentence
 ROLES: dict[Mode, tuple[Role, ...]] = {"aggregated": ("aggregated",), "disaggregated": ("prefill", "decode")}
 """Pools of a mode."""
 
+EFFICIENCY_STEP = 100
+"""Efficiency is told apart to so many units per GPU, about a ten-thousandth: finer steps decide nothing, and mixes of
+large budgets come arbitrarily close to one another."""
+
 
 class InstanceSize(Spec):
     """GPUs of one instance, and the scale-up domains that it takes."""
@@ -125,8 +129,8 @@ class DeploymentCertificate(Spec):
     gap: float
     modes: tuple[ModeClaim, ...]
     sizes: tuple[SizeClaim, ...]
-    single_shape: int | None
-    """The goal's integer with one size of instance per pool, the way it is usually done; absent where none serves."""
+    one_fewer_nhz: int | None = None
+    """For the goal `gpus`: requests that no mix with one GPU less exceeds; below the demand."""
     mixes: Natural
     """Integer programs that were solved."""
     digests: tuple[Digests, ...]
@@ -236,6 +240,26 @@ def pool_problem(problem: Problem, role: Role) -> Problem:
 def rate_nhz(inverse_throughput_ps: int) -> int:
     """Requests per 10^9 s of an instance that needs so many picoseconds per request."""
     return 1000 * NHZ * 10**9 // inverse_throughput_ps
+
+
+def whole_rate(rate_nhz: int, size: InstanceSize, unit_nhz: int) -> int:
+    """Rate of an instance in units, rounded down to whole units per GPU: instances of equal efficiency stay equal."""
+    return size.gpus * (rate_nhz // (size.gpus * unit_nhz))
+
+
+def shares_domain(size: InstanceSize, domain_gpus: int) -> bool:
+    """Whether other instances may sit in the same scale-up domain."""
+    return size.domains == 1 and size.gpus < domain_gpus
+
+
+def replaces(one: InstanceSize, other: InstanceSize, domain_gpus: int) -> int:
+    """How many instances of one size fit where an instance of the other sits."""
+    copies = other.gpus // one.gpus
+    if not shares_domain(one, domain_gpus):
+        return min(copies, other.domains // one.domains)
+    if not shares_domain(other, domain_gpus):
+        copies = min(copies, other.domains * (domain_gpus // one.gpus))
+    return copies
 
 
 def expand_deployment(deployment: DeploymentPlan) -> Iterator[tuple[InstanceGroup, int, GpuRecord]]:

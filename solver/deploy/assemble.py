@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from solver.certificate import Parameters, Versions
 from solver.deploy.layout import lay_out
-from solver.deploy.mix import Mix, whole_rate
+from solver.deploy.mix import Mix
 from solver.deploy.run import DeployOutcome, Known
 from solver.deployment import (
     DeploymentCertificate,
@@ -19,6 +19,7 @@ from solver.deployment import (
     PoolMetrics,
     SizeClaim,
     instance_problem,
+    whole_rate,
 )
 from solver.plan import Plan
 from solver.search.assemble import assemble, package_version
@@ -40,7 +41,8 @@ def assemble_deployment(
 ) -> DeploymentPlan:
     """The document of a search that found a mix."""
     winner = outcome.winner
-    assert winner is not None and winner.best is not None
+    assert winner is not None
+    assert winner.best is not None
     mix = winner.best
     limits = SearchLimits(options.workers or DEFAULT_WORKERS, options.seed, options.time_limit_s)
     starts = lay_out(problems, mix)
@@ -82,7 +84,7 @@ def assemble_deployment(
             sizes=tuple(
                 _claim(size, outcome.known[size]) for size in sorted(outcome.known, key=lambda size: size.sort_key)
             ),
-            single_shape=outcome.single_shape,
+            one_fewer_nhz=outcome.one_fewer_nhz,
             mixes=outcome.mixes,
             digests=tuple(group.plan.certificate.digests for group in groups),
             versions=Versions(

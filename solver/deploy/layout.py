@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from solver.deploy.mix import Mix, shares_domain
-from solver.deployment import InstanceSize, Run
+from solver.deploy.mix import Mix
+from solver.deployment import InstanceSize, Run, shares_domain
 from solver.specs.problem import Problem
 
 

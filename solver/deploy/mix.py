@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from ortools.sat.python import cp_model
 
-from solver.deployment import ROLES, InstanceSize
+from solver.deployment import EFFICIENCY_STEP, ROLES, InstanceSize, shares_domain, whole_rate
 from solver.search.choice import Expr
 from solver.search.program import SearchLimits
 from solver.specs.deploying import Deploying, Mode
@@ -152,6 +152,11 @@ class MixProgram:
         price = total(self.asked.price_micro(size.site) * size.gpus * n for size, n in self.count.items())
         return self._lexicographic(limits, price, ties)
 
+    def solve_within(self, gpus: int, limits: SearchLimits) -> Mix | None:
+        """The best mix on at most so many GPUs."""
+        self.model.add(self.gpus <= gpus)
+        return self.solve(limits, ())
+
     def plain(self) -> tuple[Expr, ...]:
         """Fewer GPUs, then more requests, then fewer different sizes, then fewer instances."""
         different = []
@@ -166,23 +171,42 @@ class MixProgram:
         return (total(count for size, count in self.count.items() if size in sizes),)
 
     def _most_efficient(self, limits: SearchLimits, ties: Sequence[Expr]) -> Mix | None:
-        """Largest whole number of units per GPU (Dinkelbach: raise the price of a GPU until nothing is left over)."""
+        """Largest whole number of steps per GPU (:data:`EFFICIENCY_STEP` units each) that some mix reaches."""
         self.model.add(total(self.count.values()) >= 1)
-        price = 0
-        while True:
-            self.model.minimize(price * self.gpus - self.rate)
+        highest = self._highest_step()
+        reached, beyond = 0, highest + 1
+        while beyond - reached > 1:
+            # Large budgets come close to the highest step; from there the search halves what is open.
+            step = highest if beyond > highest else (reached + beyond) // 2
+            enough = self.model.new_bool_var(f"step {step}")
+            self.model.add(self.rate >= step * EFFICIENCY_STEP * self.gpus).only_enforce_if(enough)
+            self.model.add_assumptions([enough])
+            self.model.clear_objective()  # type: ignore[no-untyped-call]
             solver = _solver(limits)
-            if _status(solver, self.model) != "OPTIMAL":
-                return None
-            reached = solver.value(self.rate) // solver.value(self.gpus)
-            if reached <= price:
+            status = _status(solver, self.model)
+            self.model.clear_assumptions()
+            if status in ("OPTIMAL", "FEASIBLE"):
+                reached = max(step, solver.value(self.rate) // (EFFICIENCY_STEP * solver.value(self.gpus)))
+            elif status == "INFEASIBLE":
+                beyond = step
+            else:
                 break
-            price = reached
-        if price == 0:
+        if reached == 0:
             return None
-        self.model.add(self.rate >= price * self.gpus)
+        self.model.add(self.rate >= reached * EFFICIENCY_STEP * self.gpus)
         found = self._lexicographic(limits, 0, ties)
-        return None if found is None else replace(found, value=price * self.unit_nhz, bound=price * self.unit_nhz)
+        scale = EFFICIENCY_STEP * self.unit_nhz
+        return None if found is None else replace(found, value=reached * scale, bound=(beyond - 1) * scale)
+
+    def _highest_step(self) -> int:
+        """No mix serves more per GPU than its best instances, in disaggregated pools of any proportion."""
+        worst = 0.0
+        for role in ROLES[self.mode]:
+            best = max((rate / size.gpus for size, rate in self.rates.items() if size.role == role), default=0.0)
+            if best == 0:
+                return 0
+            worst += 1 / best
+        return int(1 / worst * (1 + 1e-12) / EFFICIENCY_STEP)
 
     def _lexicographic(self, limits: SearchLimits, first: Expr, others: Sequence[Expr], scale: int = 1) -> Mix | None:
         """Minimise one expression after the other; the value is the first one's, times `scale`."""
@@ -231,11 +255,6 @@ class MixProgram:
         return tuple(fills)
 
 
-def shares_domain(size: InstanceSize, domain_gpus: int) -> bool:
-    """Whether other instances may sit in the same scale-up domain."""
-    return size.domains == 1 and size.gpus < domain_gpus
-
-
 def total(terms: Iterable[Expr]) -> Expr:
     """Sum of expressions; 0 of none."""
     return sum(terms, 0)
@@ -249,21 +268,6 @@ def rate_unit(bounds: Mapping[InstanceSize, int]) -> int:
     """
     most = max((bound // size.gpus for size, bound in bounds.items()), default=1)
     return int(10 ** max(0, len(str(most)) - 6))
-
-
-def whole_rate(rate_nhz: int, size: InstanceSize, unit_nhz: int) -> int:
-    """Rate of an instance in units, rounded down to whole units per GPU: instances of equal efficiency stay equal."""
-    return size.gpus * (rate_nhz // (size.gpus * unit_nhz))
-
-
-def replaces(one: InstanceSize, other: InstanceSize, domain_gpus: int) -> int:
-    """How many instances of one size fit where an instance of the other sits."""
-    copies = other.gpus // one.gpus
-    if not shares_domain(one, domain_gpus):
-        return min(copies, other.domains // one.domains)
-    if not shares_domain(other, domain_gpus):
-        copies = min(copies, other.domains * (domain_gpus // one.gpus))
-    return copies
 
 
 def _status(solver: cp_model.CpSolver, model: cp_model.CpModel) -> str:

@@ -13,9 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from solver.certificate import Status
-from solver.deploy.mix import Mix, MixProgram, rate_unit, replaces, whole_rate
+from solver.deploy.mix import Mix, MixProgram, rate_unit
 from solver.deploy.sizes import size_bounds
-from solver.deployment import ROLES, InstanceSize, instance_problem, pool_problem, rate_nhz
+from solver.deployment import (
+    ROLES,
+    InstanceSize,
+    instance_problem,
+    pool_problem,
+    rate_nhz,
+    replaces,
+    whole_rate,
+)
 from solver.errors import SpecError
 from solver.search.loop import Loop, Outcome, Progress
 from solver.search.program import SearchLimits
@@ -39,6 +47,11 @@ class Known:
     is_dominated: bool = False
     """Instances of a smaller size that is searched serve as much in its place."""
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing more need be known of it."""
+        return self.is_searched or self.is_dominated
+
 
 @dataclass
 class Front:
@@ -61,7 +74,8 @@ class DeployOutcome:
     fronts: list[Front]
     known: dict[InstanceSize, Known]
     unit_nhz: int
-    single_shape: int | None = None
+    one_fewer_nhz: int | None = None
+    """Requests that no mix with one GPU less exceeds, for the goal `gpus`."""
     mixes: int = 0
     wall_s: float = 0.0
     interrupted: bool = False
@@ -128,9 +142,8 @@ class _Search:
         except KeyboardInterrupt:
             interrupted = True
         outcome = self._outcome(interrupted)
-        if outcome.winner is not None and not interrupted and not self._is_late():
-            outcome.single_shape = self._single_shape(outcome.winner)
-            outcome.mixes = self.mixes
+        if outcome.status == "OPTIMAL" and self.asked.goal == "gpus":
+            outcome.one_fewer_nhz = self._one_fewer(outcome)
         outcome.wall_s = time.monotonic() - self.started
         return outcome
 
@@ -193,6 +206,23 @@ class _Search:
         front.bound = None if mix is None else mix.bound
         return mix
 
+    def _one_fewer(self, outcome: DeployOutcome) -> int | None:
+        """What the best mix of bounds serves with one GPU less than the fewest."""
+        assert outcome.winner is not None
+        assert outcome.winner.best is not None
+        gpus = outcome.winner.best.gpus - 1
+        most = Deploying(mode=self.asked.mode, max_shapes=self.asked.max_shapes)
+        rates = [0]
+        for mode in self.asked.modes:
+            bounds = {size: known.bound for size, known in self.known.items() if not known.is_dominated}
+            program = self._program(mode, bounds, most)
+            mix = program.solve_within(gpus, self._limits())
+            if mix is None and gpus > 0 and program.count:
+                return None
+            rates.append(0 if mix is None else mix.bound)
+        outcome.mixes = self.mixes
+        return max(rates)
+
     def _mix_of_plans(self, mode: Mode, asked: Deploying) -> Mix | None:
         """The best mix of the plans at hand."""
         rates = {size: known.rate for size, known in self.known.items() if known.outcome is not None}
@@ -236,11 +266,6 @@ class _Search:
                 continue
             copies = replaces(size, other, domain)
             known.is_dominated |= copies * rate >= whole_rate(known.bound, other, self.unit_nhz)
-
-    def _single_shape(self, winner: Front) -> int | None:
-        """The goal with one size per pool, of those that were searched: what mixing gains is the difference."""
-        mix = self._mix_of_plans(winner.mode, self.asked.model_copy(update={"max_shapes": 1}))
-        return None if mix is None else mix.value
 
     # --- the whole ----------------------------------------------------------------------------------------------------
 

@@ -50,5 +50,13 @@ VERIFY_RULES: dict[str, str] = {
     "space": "a plan claimed OPTIMAL lies in the space that it was proved on",
     "exhaustive-optimum": "no strategy of the space, with a placement that exists, is better than the claimed bound",
     "exhaustive-open": "no strategy of the space is left whose bound is below the claimed one and cannot be closed",
+    "question": "the deployment asks what can be asked",
+    "mode": "the serving mode is one of those asked for, and the certificate speaks of each of them",
+    "instance-question": "the plan of a group answers the deployment's question for the group's instance size",
+    "sizes": "GPUs, rate and bound of every instance size are those of its plan, and every used size is proved",
+    "layout": "every instance has GPUs of its own: whole domains if it needs several, else a place inside one",
+    "demand": "the requests that are asked for are served, with no more sizes per pool than asked",
+    "deployment-metrics": "every sum over the instances is the one recomputed",
+    "mix": "no mix of instances at their claimed bounds is better than the deployment's bound",
 }
 """Every rule of the judge: id -> what it demands. Those of :data:`solver.strategy.RULES` keep their ids."""

@@ -149,3 +149,13 @@ def _pack(tp: Ints, dp: Ints, pp: Ints, order: MeshOrder, cluster: Cluster) -> _
         domains=np.maximum(domains, 1),
         aligned=aligned,
     )
+
+
+def domains_taken(problem: Problem, rows: Rows) -> Ints:
+    """Scale-up domains of one instance of every row (1 where it fits into one)."""
+    taken = np.zeros_like(rows.attn_tp)
+    for index, order in enumerate(MESH_ORDERS):
+        pp = np.full_like(rows.attn_tp, rows.pp)
+        packed = _pack(rows.attn_tp, rows.attn_dp, pp, order, problem.cluster)
+        taken = np.where(rows.order == index, packed.domains, taken)
+    return taken
