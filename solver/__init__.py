@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         calibrate,
         check,
         compare,
+        deploy,
         evaluate,
         place,
         placement,
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
         reference_problem,
         solve,
         verify,
+        verify_deployment,
     )
     from solver.ask import Ask
     from solver.audit import AuditReport, Claims
+    from solver.deployment import DeploymentPlan, expand_deployment
     from solver.errors import (
         CatalogError,
         ExportError,
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from solver.expertmap import ExpertPlacement
     from solver.export import Export, ExportOptions, bench_script, export
     from solver.plan import Comparison, Evaluation, GpuRecord, NoPlan, Plan
+    from solver.specs.deploying import Deploying
     from solver.specs.hardware import Cluster, Gpu
     from solver.specs.llm import Llm
     from solver.specs.placing import Placing
@@ -57,6 +61,8 @@ __all__ = [
     "Claims",
     "Cluster",
     "Comparison",
+    "Deploying",
+    "DeploymentPlan",
     "Evaluation",
     "ExpertPlacement",
     "Export",
@@ -91,7 +97,9 @@ __all__ = [
     "calibrate",
     "check",
     "compare",
+    "deploy",
     "evaluate",
+    "expand_deployment",
     "export",
     "parse_label",
     "place",
@@ -102,6 +110,7 @@ __all__ = [
     "reference_problem",
     "solve",
     "verify",
+    "verify_deployment",
 ]
 
 _NAMES_OF_MODULE = {
@@ -111,6 +120,7 @@ _NAMES_OF_MODULE = {
         "calibrate",
         "check",
         "compare",
+        "deploy",
         "evaluate",
         "place",
         "placement",
@@ -119,7 +129,10 @@ _NAMES_OF_MODULE = {
         "reference_problem",
         "solve",
         "verify",
+        "verify_deployment",
     ),
+    "solver.deployment": ("DeploymentPlan", "expand_deployment"),
+    "solver.specs.deploying": ("Deploying",),
     "solver.ask": ("Ask",),
     "solver.audit": ("AuditReport", "Claims"),
     "solver.errors": (

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 
 from solver.audit import AuditReport, Claims, proposed_strategy
 from solver.audit import audit as _audit
+from solver.deployment import DeploymentPlan
 from solver.errors import StrategyError
 from solver.expertmap import ExpertPlacement
 from solver.plan import Comparison, Evaluation, GpuRecord, NoPlan, Plan, expand
 from solver.specs import catalog
 from solver.specs.calibration import Calibration
+from solver.specs.deploying import Deploying
 from solver.specs.measurements import Measurement, read_measurements, served_cluster
 from solver.specs.placing import Placing
 from solver.specs.problem import Objective, Pins, Problem
 from solver.specs.windows import LoadWindow
 from solver.strategy import Strategy, parse_label
 from solver.verify import verify
+from solver.verify.deployment import verify_deployment
 
 if TYPE_CHECKING:
     from solver.fitting.journey import CalibrationReport, Prediction
@@ -30,6 +33,7 @@ __all__ = [
     "calibrate",
     "check",
     "compare",
+    "deploy",
     "evaluate",
     "place",
     "placement",
@@ -38,6 +42,7 @@ __all__ = [
     "reference_problem",
     "solve",
     "verify",
+    "verify_deployment",
 ]
 
 
@@ -93,6 +98,35 @@ def solve(problem: Problem | None = None, options: SolveOptions | None = None) -
     options = options or SolveOptions()
     how = SearchOptions(options.workers, options.seed, options.time_limit_s, options.ties)
     return search(problem or reference_problem(), how, options.on_progress or (lambda _progress: None))
+
+
+def deploy(
+    problems: Problem | Sequence[Problem], asked: Deploying | None = None, options: SolveOptions | None = None
+) -> DeploymentPlan | NoPlan:
+    """Fill whole clusters: the provably best mix of instances, in one pool or in a prefill and a decode pool.
+
+    Parameters
+    ----------
+    problems : the question, once per cluster (they differ in cluster and calibration); degrees stay free, the
+        workload's concurrency is not used: every slot is busy
+    asked : serving mode, goal, demand, prices; absent means the most throughput of either mode
+    options : as for :func:`solve`
+
+    Returns a :class:`DeploymentPlan` with status OPTIMAL (no mix within the clusters is better) or FEASIBLE (its gap is
+    stated), or a :class:`NoPlan`.
+
+    Raises
+    ------
+    SpecError
+        The question contradicts itself; one sentence.
+    """
+    from solver.deploy.journey import run_deploy
+    from solver.search.run import SearchOptions
+
+    options = options or SolveOptions()
+    how = SearchOptions(options.workers, options.seed, options.time_limit_s)
+    sites = (problems,) if isinstance(problems, Problem) else tuple(problems)
+    return run_deploy(sites, asked or Deploying(), how, options.on_progress or (lambda _progress: None))
 
 
 def place(windows: Sequence[LoadWindow], placing: Placing, options: PlaceOptions | None = None) -> ExpertPlacement:

@@ -14,10 +14,11 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "units"}),
     frozenset({"specs"}),
     frozenset({"engines", "strategy", "degrees"}),
-    frozenset({"certificate", "plan", "expertmap"}),
+    frozenset({"certificate", "plan", "expertmap", "deployment"}),
     frozenset({"silicon"}),
     frozenset({"cost"}),
     frozenset({"search", "place", "verify", "audit", "fitting", "importer"}),
+    frozenset({"deploy"}),
     frozenset({"api", "report", "ask", "export"}),
     frozenset({"cli", "__init__"}),
     frozenset({"__main__"}),
@@ -29,6 +30,8 @@ NEIGHBOURS = frozenset(
         ("strategy", "engines"),
         ("degrees", "engines"),
         ("plan", "certificate"),
+        ("deployment", "plan"),
+        ("deployment", "certificate"),
         ("units", "errors"),
         ("search", "place"),
     }
@@ -44,7 +47,7 @@ ROOM_OF_LIBRARY = {
     "matplotlib": "report",
     "yaml": "importer",
 }
-ALSO = {"rich": {"cli"}, "ortools": {"place"}}
+ALSO = {"rich": {"cli"}, "ortools": {"place", "deploy"}}
 """Further rooms that may import a library."""
 
 MODULES = sorted(HOUSE.rglob("*.py"))

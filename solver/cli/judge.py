@@ -8,7 +8,7 @@ import typer
 
 from solver.cli.files import STANDARD, read_text
 from solver.cli.options import asks
-from solver.cli.plans import Json, one_strategy, read_plan
+from solver.cli.plans import Json, one_strategy, read_either
 from solver.errors import SpecError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON instead.")] = False,
 ) -> None:
-    """Judge a plan, or an expert placement, without the solver: every rule, metric and claim again.
+    """Judge a plan, a deployment, or an expert placement, without the solver: every rule, metric and claim again.
 
     Exit codes: 0 confirmed, 2 no plan document, 4 the judge convicts it.
     """
@@ -141,6 +141,7 @@ def verify(
     from dataclasses import asdict
 
     from solver import api
+    from solver.plan import Plan
     from solver.report.terminal import terminal
     from solver.report.verdict import show_verdict
 
@@ -148,8 +149,11 @@ def verify(
         from solver.cli.place import MAX_DOCUMENT_BYTES, verify_map
 
         verify_map(read_text(plan, MAX_DOCUMENT_BYTES), plan, loads or [], current, as_json=as_json)
-    document = read_plan(plan)
-    verdict = api.verify(document, exhaustive=exhaustive)
+    document = read_either(plan)
+    if isinstance(document, Plan):
+        verdict = api.verify(document, exhaustive=exhaustive)
+    else:
+        verdict = api.verify_deployment(document, exhaustive=exhaustive)
     if as_json:
         typer.echo(json.dumps(asdict(verdict), indent=2))
     else:

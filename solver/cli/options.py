@@ -106,8 +106,9 @@ def _signature(
 
 def asks(command: Callable[Concatenate[Ask, P], None]) -> Callable[..., None]:
     """A command whose first parameter is the question, as typer wants it: the shared options, then its own."""
-    shared = inspect.signature(_signature).parameters
     own = list(inspect.signature(command).parameters.values())[1:]
+    taken = {parameter.name for parameter in own}  # an option of the command's own goes before a shared one
+    shared = {name: p for name, p in inspect.signature(_signature).parameters.items() if name not in taken}
     hints = get_type_hints(_signature, include_extras=True)
     # `Ask` itself is imported only when a command runs: it is no option, so any type does.
     hints |= get_type_hints(command, localns={"Ask": object}, include_extras=True)
@@ -117,8 +118,9 @@ def asks(command: Callable[Concatenate[Ask, P], None]) -> Callable[..., None]:
         from solver.ask import Ask
 
         words = {name: options.pop(name) for name in list(options) if name in shared}
-        fixed = words["fix"]
-        words["fix"] = tuple(fixed) if isinstance(fixed, list) else ()
+        if "fix" in words:
+            fixed = words["fix"]
+            words["fix"] = tuple(fixed) if isinstance(fixed, list) else ()
         command(Ask.read(words, "options"), *args, **options)
 
     parameters = [*shared.values(), *own]

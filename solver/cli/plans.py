@@ -17,6 +17,7 @@ from solver.errors import PlanError, SpecError, StrategyError
 if TYPE_CHECKING:
     from solver.api import SolveOptions
     from solver.ask import Ask
+    from solver.deployment import DeploymentPlan
     from solver.plan import Plan
 
 EXIT_OF_STATUS = {"OPTIMAL": 0, "INFEASIBLE": 3, "FEASIBLE": 4, "UNKNOWN": 4}
@@ -64,7 +65,7 @@ def solve(
     Ctrl-C ended the search, with its true gap.
     """
     check_out(out, force=force)
-    options = _options(time_limit, workers, seed, ties)
+    options = solve_options(time_limit, workers, seed, ties)
     problem = ask.problem()
     from dataclasses import replace
 
@@ -85,7 +86,7 @@ def solve(
     raise typer.Exit(EXIT_OF_STATUS[answer.status])
 
 
-def _options(time_limit: float | None, workers: int | None, seed: int, ties: int) -> SolveOptions:
+def solve_options(time_limit: float | None, workers: int | None, seed: int, ties: int) -> SolveOptions:
     """How hard to look, checked."""
     from solver.api import SolveOptions
 
@@ -185,6 +186,29 @@ def read_plan(path: str) -> Plan:
     return Plan.parse(read_text(path, MAX_PLAN_BYTES), "stdin" if path == STANDARD else path)
 
 
+def read_either(path: str) -> Plan | DeploymentPlan:
+    """The plan, or the deployment, of a file or of stdin: the document says which it is.
+
+    Raises
+    ------
+    SpecError, PlanError
+        It cannot be read, or is neither.
+    """
+    import json
+
+    from solver.deployment import DeploymentPlan
+    from solver.plan import MAX_PLAN_BYTES, Plan
+
+    text, where = read_text(path, MAX_PLAN_BYTES), "stdin" if path == STANDARD else path
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None  # the plan's own reader says what is wrong
+    if isinstance(document, dict) and document.get("kind") == "deployment":
+        return DeploymentPlan.parse(text, where)
+    return Plan.parse(text, where)
+
+
 def placement(
     plan: Annotated[str, typer.Argument(metavar="PLAN.json", help="Plan document; - is stdin.", show_default=False)],
     form: Annotated[
@@ -206,17 +230,27 @@ def placement(
     """
     check_out(out, force=force)
     from solver import api
-    from solver.report.placement import FORMATS
+    from solver.deployment import expand_deployment
+    from solver.plan import Plan
+    from solver.report.placement import FORMATS, deployed
 
     known = (*FORMATS, "tree", "heat")
     if form not in known:
         raise SpecError(f"--format {form[:60]!r}: give one of {', '.join(known)}")
-    document = read_plan(plan)
-    verdict = api.verify(document)
+    document = read_either(plan)
+    if isinstance(document, Plan):
+        verdict = api.verify(document)
+    elif form in FORMATS:
+        verdict = api.verify_deployment(document)
+    else:
+        raise SpecError(f"--format {form} draws one plan; a deployment has {', '.join(FORMATS)}")
     if not verdict.ok:
         more = f" (and {len(verdict.findings) - 1} more findings)" if len(verdict.findings) > 1 else ""
         raise PlanError(f"the map is not expanded, because verify convicts the plan: {verdict.findings[0]}{more}")
-    lines = _picture(form, document) if form in ("tree", "heat") else FORMATS[form](api.placement(document))
+    if isinstance(document, Plan):
+        lines = _picture(form, document) if form in ("tree", "heat") else FORMATS[form](api.placement(document))
+    else:
+        lines = deployed(form, expand_deployment(document))
     write_out(out or STANDARD, lines, force=force)
 
 
@@ -229,18 +263,23 @@ def _picture(form: str, plan: Plan) -> Iterable[str]:
 
 
 def schema(
+    kind: Annotated[str, typer.Option("--of", metavar="plan|deployment", help="Which document.")] = "plan",
     out: Annotated[str | None, typer.Option(metavar="FILE", help="Write to this file instead of stdout.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """JSON Schema of the plan document."""
+    """JSON Schema of the plan document, or of the deployment document."""
     check_out(out, force=force)
     import json
 
+    from solver.deployment import DeploymentPlan
     from solver.plan import Plan
 
+    documents: dict[str, type[Plan] | type[DeploymentPlan]] = {"plan": Plan, "deployment": DeploymentPlan}
+    if kind not in documents:
+        raise SpecError(f"--of {kind[:60]!r}: give one of {', '.join(documents)}")
     document = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Plan.model_json_schema(mode="serialization"),
+        **documents[kind].model_json_schema(mode="serialization"),
     }
     write_out(out or STANDARD, [json.dumps(document, indent=2), "\n"], force=force)
     if out is not None and out != STANDARD:

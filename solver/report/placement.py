@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, fields
 
+from solver.deployment import InstanceGroup
 from solver.plan import GpuRecord
 from solver.report.terminal import compact
 
@@ -60,6 +61,22 @@ def table(records: Iterable[GpuRecord]) -> Iterator[str]:
         )  # fmt: skip
         row = " ".join(str(cell).rjust(width) for cell, (_, width) in zip(cells, TABLE_COLUMNS, strict=True))
         yield f"{row}  {experts_text(record.experts) or 'none'}; {sequences_text(record.sequences) or 'none'}\n"
+
+
+def deployed(form: str, records: Iterable[tuple[InstanceGroup, int, GpuRecord]]) -> Iterator[str]:
+    """The same formats for a deployment: cluster and pool come first, `replica` counts the instances of a group."""
+    is_first = True
+    for group, _, record in records:
+        lines = list(FORMATS[form]([record]))
+        if form == "jsonl":
+            yield json.dumps({"cluster": group.size.site, "role": group.size.role, **asdict(record)}) + "\n"
+            continue
+        header, line = lines
+        if is_first:
+            yield f"cluster,role,{header}" if form == "csv" else f"{'cluster':>7} {'role':>10} {header}"
+            is_first = False
+        site, role = group.size.site, group.size.role
+        yield f"{site},{role},{line}" if form == "csv" else f"{site:>7} {role:>10} {line}"
 
 
 FORMATS: dict[str, Lines] = {"table": table, "jsonl": jsonl, "csv": csv}

@@ -5,15 +5,17 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
+from solver.deployment import DeploymentPlan
 from solver.plan import Plan
 from solver.report.terminal import bullets, plural
 from solver.verify import Verification
 
 
-def show_verdict(console: Console, plan: Plan, verdict: Verification) -> None:
+def show_verdict(console: Console, plan: Plan | DeploymentPlan, verdict: Verification) -> None:
     """Confirmed or convicted, by which rules, in how many seconds."""
     word = ("CONFIRMED", "bold green") if verdict.ok else ("CONVICTED", "bold red")
-    what = f"{plan.strategy.label} on {plural(plan.metrics.gpus_used, 'GPU')}, claimed {plan.status}"
+    name = plan.strategy.label if isinstance(plan, Plan) else f"{plan.mode} deployment"
+    what = f"{name} on {plural(plan.metrics.gpus_used, 'GPU')}, claimed {plan.status}"
     console.print(Text.assemble(word, "  ", what))
     checked = f"{plural(len(verdict.checks), 'check')} in {verdict.seconds:.2f} s"
     if verdict.configurations is not None:

@@ -1,0 +1,88 @@
+"""The whole journey: search, document, or the reasons for none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from solver.degrees import domains_of
+from solver.deploy.assemble import assemble_deployment
+from solver.deploy.run import DeployOutcome, deploy_search
+from solver.deployment import ROLES, DeploymentPlan, pool_problem
+from solver.errors import SpecError
+from solver.plan import NoPlan
+from solver.search.explain import reasons_for_none
+from solver.search.loop import Progress
+from solver.search.run import SearchOptions
+from solver.specs.deploying import NHZ, Deploying
+from solver.specs.problem import Problem
+
+
+def run_deploy(
+    problems: Sequence[Problem],
+    asked: Deploying,
+    options: SearchOptions,
+    on_progress: Callable[[Progress], None],
+) -> DeploymentPlan | NoPlan:
+    """Find and prove the best deployment.
+
+    Raises
+    ------
+    SpecError
+        The question contradicts itself, or the clusters' questions differ in more than hardware.
+    """
+    _check(problems, asked)
+    started = time.monotonic()
+    outcome = deploy_search(problems, asked, options, on_progress)
+    if outcome.winner is not None:
+        return assemble_deployment(problems, asked, outcome, options)
+    reasons: tuple[str, ...] = ("an interrupt or the time limit ended the search before any mix was found",)
+    if outcome.status == "INFEASIBLE":
+        reasons = tuple(_reasons(problems, asked, outcome, options))
+    return NoPlan(
+        status="INFEASIBLE" if outcome.status == "INFEASIBLE" else "UNKNOWN",
+        reasons=reasons,
+        problem_digest=problems[0].digest,
+        wall_s=time.monotonic() - started,
+    )
+
+
+def _check(problems: Sequence[Problem], asked: Deploying) -> None:
+    if not problems:
+        raise SpecError("a deployment needs at least one cluster")
+    if asked.prices and len(asked.prices) != len(problems):
+        raise SpecError(f"{len(asked.prices)} prices are given for {len(problems)} clusters: one for each is needed")
+    first = problems[0]
+    for problem in problems[1:]:
+        for name in ("llm", "workload", "engine", "redundant_experts"):
+            if getattr(problem, name) != getattr(first, name):
+                raise SpecError(
+                    f"the questions for {first.cluster.name} and {problem.cluster.name} differ in {name}: one "
+                    "deployment serves one stream of requests"
+                )
+
+
+def _reasons(
+    problems: Sequence[Problem], asked: Deploying, outcome: DeployOutcome, options: SearchOptions
+) -> Iterator[str]:
+    """Why no mix does: pools that nothing can fill, or a demand beyond the clusters."""
+    possible = {(size.site, size.role) for size, known in outcome.known.items() if known.bound > 0}
+    for mode in asked.modes:
+        for role in ROLES[mode]:
+            for site, problem in enumerate(problems):
+                if (site, role) not in possible:
+                    pool = pool_problem(problem, role)
+                    for sentence in reasons_for_none(pool, domains_of(pool)):
+                        yield f"{mode}, {role} instances on {problem.cluster.name}: {sentence}"
+    if asked.request_rate is not None:
+        most = Deploying(mode=asked.mode, max_shapes=asked.max_shapes)
+        best = deploy_search(problems, most, options, lambda _progress: None)
+        if best.winner is not None and best.winner.best is not None:
+            gpus = sum(problem.gpu_budget for problem in problems)
+            yield (
+                f"[demand] {asked.request_rate:g} requests/s are asked for; the most that {gpus} GPUs serve is "
+                f"{best.winner.best.rate_nhz / NHZ:.6g} ({best.winner.mode}): lower the demand or add GPUs"
+            )
+        return
+    budgets = ", ".join(f"{problem.gpu_budget} of {problem.cluster.name}" for problem in problems)
+    yield f"[gpu-count] no complete deployment fits the GPUs ({budgets}): give it more of them or another mode"
