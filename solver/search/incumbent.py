@@ -151,10 +151,12 @@ def _better(scores: Scores, best: Strategy | None, strategy: Strategy) -> Strate
 
 
 def _starts(scores: Scores, shape: tuple[int, int, int, int], batch: int, prefill_batch: int) -> Iterator[Strategy]:
-    """Strategies of a shape with one, two and four full stages and as many replicas as the workload wants."""
+    """Strategies of a shape with one, two and four full stages, or as many as fill the budget with one instance, and as
+    many replicas as the workload wants."""
     problem, domains = scores.problem, scores.domains
     tp, _, _, dp = shape
-    for pp in [p for p in domains.pp if p in (1, 2, 4)] or domains.pp[:1]:
+    filling = problem.gpu_budget // (tp * dp)
+    for pp in [p for p in domains.pp if p in (1, 2, 4, filling)] or domains.pp[:1]:
         micro = pp if pp in domains.micro_batches else domains.micro_batches[0]
         most, instance = _most_replicas(problem, tp, dp, pp), tp * dp * pp
         concurrency = problem.workload.concurrency

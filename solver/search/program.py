@@ -210,6 +210,10 @@ class Program:
         """SHA-256 of the model's text form."""
         return hashlib.sha256(str(self.model.proto).encode()).hexdigest()
 
+    def first(self, limits: SearchLimits) -> Strategy | None:
+        """Any strategy that satisfies the program, without looking for a good one."""
+        return self._run(limits, lambda _value, _bound: None, first_only=True).strategy
+
     def solve(self, limits: SearchLimits, progress: Callable[[int | None, int], None]) -> ProgramResult:
         """Minimise the objective and, in the same number, as much of the tie-break as stays below 2^53."""
         parts = self.degrees.tie_parts()
@@ -252,7 +256,9 @@ class Program:
         """Keep the objective at its proved optimum."""
         self.model.add(self.objective <= value)
 
-    def _run(self, limits: SearchLimits, progress: Callable[[int | None, int], None]) -> ProgramResult:
+    def _run(
+        self, limits: SearchLimits, progress: Callable[[int | None, int], None], *, first_only: bool = False
+    ) -> ProgramResult:
         solver = cp_model.CpSolver()
         parameters = solver.parameters
         parameters.num_workers = limits.workers
@@ -261,6 +267,7 @@ class Program:
         parameters.absolute_gap_limit = 0.0
         parameters.max_presolve_iterations = 1
         parameters.linearization_level = 0
+        parameters.stop_after_first_solution = first_only
         if limits.time_s is not None:
             parameters.max_time_in_seconds = max(0.01, limits.time_s)
         solver.best_bound_callback = lambda bound: progress(None, int(bound))
@@ -271,7 +278,7 @@ class Program:
         bound = int(solver.response_proto.inner_objective_lower_bound)
         if name not in ("OPTIMAL", "FEASIBLE"):
             return ProgramResult(name, None, 0, bound)
-        value = solver.value(self._target)
+        value = 0 if first_only else solver.value(self._target)
         return ProgramResult(name, self.degrees.strategy(solver), value, value if name == "OPTIMAL" else bound)
 
 
