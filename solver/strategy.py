@@ -585,10 +585,13 @@ def moe_tp_fits(stage_members: int, stage_gpus: int, moe_tp: int, engine: Engine
 
 def _knob_violations(problem: Problem, strategy: Strategy) -> Iterator[Violation]:
     workload = problem.workload
-    for phase, dispatch, overlap, tokens in (
+    phases: tuple[tuple[Phase, Dispatch, bool, int], ...] = (
         ("decode", strategy.decode_dispatch, strategy.decode_overlap, strategy.batch * workload.tokens_per_step),
         ("prefill", strategy.prefill_dispatch, strategy.prefill_overlap, prefill_tokens(problem, strategy)),
-    ):
+    )
+    for phase, dispatch, overlap, tokens in phases:
+        if not problem.runs(phase):
+            continue
         if dispatch == "all_to_all" and (not problem.llm.is_moe or strategy.moe_ep == 1):
             yield Violation("dispatch", f"{phase}_dispatch = all_to_all with moe_ep = {strategy.moe_ep}")
         if overlap and dispatch != "all_to_all":

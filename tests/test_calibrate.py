@@ -42,9 +42,7 @@ def measured_with(rows: list[Measurement], truth: Calibration) -> list[Measureme
 
 
 BASE = catalog.load_calibration("hopper-vllm")
-SLOWER = BASE.model_copy(
-    update={"launch": round(1.6 * BASE.launch), "memory_efficiency": 0.7 * BASE.memory_efficiency}
-)
+SLOWER = BASE.model_copy(update={"launch": round(1.6 * BASE.launch), "memory_efficiency": 0.7 * BASE.memory_efficiency})
 
 
 def test_a_users_measurements_gain() -> None:

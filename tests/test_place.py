@@ -305,9 +305,7 @@ def good() -> tuple[ExpertPlacement, list[LoadWindow], tuple[tuple[int, ...], ..
     first = place(windows, Placing.even(4, 3, nodes=2, survive="node"), FAST)
     current = first.physical_to_logical_map
     swapped = [window([1, 9, 2, 8, 3, 1], [9, 5, 4, 3, 1, 1], name="a"), windows[1]]
-    question = Placing.even(
-        4, 3, nodes=2, survive="node", weighted=True, current=current, max_moves=4, curve=(0, 2, 4)
-    )
+    question = Placing.even(4, 3, nodes=2, survive="node", weighted=True, current=current, max_moves=4, curve=(0, 2, 4))
     return place(swapped, question, FAST), swapped, current
 
 

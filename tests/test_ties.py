@@ -60,7 +60,9 @@ def test_the_band_is_the_calibrations_unseen_error() -> None:
     fitted = problem.calibration.model_copy(
         update={
             "error": FitError(
-                rows=9, pairs=2, left_out="pairs",
+                rows=9,
+                pairs=2,
+                left_out="pairs",
                 unseen=Errors(tpot_mean=20, tpot_median=8, ttft_mean=40, ttft_median=30),
             )
         }

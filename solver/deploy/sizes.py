@@ -58,16 +58,15 @@ def size_bounds(problem: Problem, site: int) -> dict[InstanceSize, int]:
         size = InstanceSize(site=site, role=problem.role, gpus=gpus, domains=taken)
         rate = int(gpus * NHZ * 10**9 / (gpu_ns * SAFETY)) + 1
         found[size] = max(found.get(size, 0), rate)
-    return _worth_their_domains(found)
+    return _with_fewer_domains(found)
 
 
-def _worth_their_domains(found: dict[InstanceSize, int]) -> dict[InstanceSize, int]:
-    """Sizes in order; more domains for as many GPUs only where they may serve more."""
+def _with_fewer_domains(found: dict[InstanceSize, int]) -> dict[InstanceSize, int]:
+    """Sizes in order; with more domains an instance may also be laid out on fewer."""
     kept: dict[InstanceSize, int] = {}
     best: dict[int, int] = {}
     for size in sorted(found, key=lambda size: size.sort_key):
-        if found[size] > best.get(size.gpus, 0):
-            best[size.gpus] = kept[size] = found[size]
+        best[size.gpus] = kept[size] = max(best.get(size.gpus, 0), found[size])
     return kept
 
 
