@@ -123,17 +123,18 @@ def test_every_library_has_one_room(library: str) -> None:
 
 def test_the_search_is_imported_only_where_it_solves() -> None:
     """Importing OR-tools costs a second; ``--help``, ``verify`` and ``catalog`` must not pay it."""
-    outside = [path for path in MODULES if room_of(path) not in ("search", "place")]
+    outside = [path for path in MODULES if room_of(path) not in ("search", "place", "deploy")]
     eager = [(path.name, name) for path in outside for name, now in imports_of(path) if now]
-    assert [pair for pair in eager if pair[1].startswith(("solver.search", "solver.place"))] == []
+    assert [pair for pair in eager if pair[1].startswith(("solver.search", "solver.place", "solver.deploy."))] == []
 
 
 def test_the_judge_knows_nothing_of_the_search() -> None:
     for path in MODULES:
         if room_of(path) in (
             "verify", "audit", "cost", "specs", "strategy", "degrees", "plan", "certificate", "expertmap",
+            "deployment",
         ):  # fmt: skip
-            assert not rooms_imported(path) & {"search", "place"}, path
+            assert not rooms_imported(path) & {"search", "place", "deploy"}, path
 
 
 def test_the_oracle_knows_nothing_of_search_and_judge() -> None:
