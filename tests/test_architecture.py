@@ -13,7 +13,7 @@ HOUSE = Path(__file__).parents[1] / "solver"
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "units"}),
     frozenset({"specs"}),
-    frozenset({"engines", "strategy", "degrees"}),
+    frozenset({"engines", "packing", "strategy", "degrees"}),
     frozenset({"certificate", "plan", "expertmap", "deployment"}),
     frozenset({"silicon"}),
     frozenset({"cost"}),
@@ -28,6 +28,7 @@ NEIGHBOURS = frozenset(
     {
         ("degrees", "strategy"),
         ("strategy", "engines"),
+        ("strategy", "packing"),
         ("degrees", "engines"),
         ("plan", "certificate"),
         ("deployment", "plan"),
