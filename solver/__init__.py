@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from solver.audit import AuditReport, Claims
     from solver.errors import (
         CatalogError,
+        EngineError,
         ExportError,
         NoPlacementError,
         OutputError,
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from solver.specs.windows import LoadWindow, read_windows
     from solver.specs.workload import Slo, Workload
     from solver.strategy import Strategy, parse_label
+    from solver.sweep import Sweep, SweepOptions, sweep
+    from solver.swept import Swept
     from solver.verify import Verification
 
 __all__ = [
@@ -57,6 +60,7 @@ __all__ = [
     "Claims",
     "Cluster",
     "Comparison",
+    "EngineError",
     "Evaluation",
     "ExpertPlacement",
     "Export",
@@ -83,6 +87,9 @@ __all__ = [
     "SpecError",
     "Strategy",
     "StrategyError",
+    "Sweep",
+    "SweepOptions",
+    "Swept",
     "UnitError",
     "UnknownArchitectureError",
     "Verification",
@@ -101,6 +108,7 @@ __all__ = [
     "read_windows",
     "reference_problem",
     "solve",
+    "sweep",
     "verify",
 ]
 
@@ -124,6 +132,7 @@ _NAMES_OF_MODULE = {
     "solver.audit": ("AuditReport", "Claims"),
     "solver.errors": (
         "CatalogError",
+        "EngineError",
         "ExportError",
         "NoPlacementError",
         "OutputError",
@@ -144,6 +153,8 @@ _NAMES_OF_MODULE = {
     "solver.specs.windows": ("LoadWindow", "read_windows"),
     "solver.specs.workload": ("Slo", "Workload"),
     "solver.strategy": ("Strategy", "parse_label"),
+    "solver.sweep": ("Sweep", "SweepOptions", "sweep"),
+    "solver.swept": ("Swept",),
     "solver.verify": ("Verification",),
 }
 _MODULE_OF_NAME = {name: module for module, names in _NAMES_OF_MODULE.items() for name in names}

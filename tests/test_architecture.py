@@ -14,11 +14,12 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "units"}),
     frozenset({"specs"}),
     frozenset({"engines", "strategy", "degrees"}),
-    frozenset({"certificate", "plan", "expertmap"}),
+    frozenset({"certificate", "plan", "expertmap", "swept"}),
     frozenset({"silicon"}),
     frozenset({"cost"}),
     frozenset({"search", "place", "verify", "audit", "fitting", "importer"}),
     frozenset({"api", "report", "ask", "export"}),
+    frozenset({"sweep"}),
     frozenset({"cli", "__init__"}),
     frozenset({"__main__"}),
 )
@@ -29,6 +30,8 @@ NEIGHBOURS = frozenset(
         ("strategy", "engines"),
         ("degrees", "engines"),
         ("plan", "certificate"),
+        ("swept", "plan"),
+        ("swept", "certificate"),
         ("units", "errors"),
         ("search", "place"),
     }
@@ -43,6 +46,8 @@ ROOM_OF_LIBRARY = {
     "aiconfigurator_core": "silicon",
     "matplotlib": "report",
     "yaml": "importer",
+    "ray": "sweep",
+    "pyarrow": "sweep",
 }
 ALSO = {"rich": {"cli"}, "ortools": {"place"}}
 """Further rooms that may import a library."""
