@@ -225,7 +225,8 @@ def _winners(view: _View) -> Figure:
     panels, remark = _shown(view)
     wins = Counter(row.outcome.answer.shape for row in view.rows if row.outcome.answer is not None)
     named = [shape for shape, _ in wins.most_common(MAX_NAMED)]
-    colours = ListedColormap([BLANK, REST, *PALETTE[:MAX_NAMED]])
+    tones = [_lighter(colour) for colour in PALETTE[:MAX_NAMED]]
+    colours = ListedColormap([BLANK, REST, *tones])
     columns = len(view.axes[view.x].labels)
     lines = 1 if view.y is None else len(view.axes[view.y].labels)
     width, height = min(6.5, max(3.2, 1.6 + 0.55 * columns)), min(6.0, max(1.7, 1.2 + 0.42 * lines))
@@ -249,17 +250,30 @@ def _winners(view: _View) -> Figure:
             panel.set_ylabel(view.axes[view.y].name)
         panel.set_title(title, fontsize=9)
     keys = [
-        Patch(facecolor=PALETTE[i], label=f"{ascii_uppercase[i]}  {shape}, {wins[shape]} x")
+        Patch(facecolor=tones[i], label=f"{ascii_uppercase[i]}  {shape}, {wins[shape]} x")
         for i, shape in enumerate(named)
     ]
     if len(wins) > len(named):
         keys.append(Patch(facecolor=REST, label=f"+  {len(wins) - len(named)} others"))
     marks = dict.fromkeys(MARKS[row.outcome.status] for row in view.rows if row.outcome.status in MARKS)
     keys += [Patch(facecolor=BLANK, label=f"{mark}  {MEANING[mark]}") for mark in marks]
-    figure.legend(handles=keys, loc="outside lower center", ncols=2 if len(keys) > 4 else 1, fontsize=8)
     starred = any(row.outcome.status == "FEASIBLE" for row in view.rows)
-    _foot(figure, "Letter: strategy of an instance; number: GPUs." + (" *: not proved." if starred else ""), remark)
+    told = "letter: degrees of an instance; number: GPUs" + ("; *: not proved" if starred else "") + remark
+    figure.legend(
+        handles=keys,
+        title=told,
+        loc="outside lower center",
+        ncols=2 if len(keys) > 4 else 1,
+        fontsize=8,
+        title_fontsize=8,
+    )
     return figure
+
+
+def _lighter(colour: str) -> str:
+    """A tone of a colour on which dark text is read well."""
+    parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return "#" + "".join(f"{part + (255 - part) * 2 // 5:02x}" for part in parts)
 
 
 def _cell(row: Row, named: Sequence[str]) -> tuple[str, int]:

@@ -16,19 +16,32 @@ MAX_REASONS = 8
 
 
 def header_of(swept: Swept) -> tuple[str, ...]:
-    """Titles of the columns of :func:`line_of`."""
-    return ("#", *(axis.name for axis in swept.axes), "status", "strategy", "GPUs", "objective", "gap")
+    """Titles of the columns of :func:`line_of`; a gap only where one is left."""
+    gap = ("gap",) if _any_gap(swept) else ()
+    return ("#", *(axis.name for axis in swept.axes), "answer", "GPUs", _common_unit(swept) or "objective", *gap)
 
 
 def line_of(swept: Swept, row: Row) -> tuple[str, ...]:
-    """One point as texts: where it is on the axes, and what came out."""
+    """One point as texts: where it is on the axes, and the strategy that came out, or why none did."""
     places = tuple(axis.labels[at] for axis, at in zip(swept.axes, row.at, strict=True))
     answer = row.outcome.answer
     if answer is None:
-        return (str(row.index), *places, row.outcome.status, "", "", "", "")
-    value = short_ns(answer.value) if answer.unit == "ns" else f"{answer.value:,.6g} {answer.unit}"
-    numbers = (f"{answer.metrics.gpus_used:,}", value, f"{answer.gap:.2%}" if answer.gap else "")
-    return (str(row.index), *places, row.outcome.status, answer.strategy.full_label, *numbers)
+        return (str(row.index), *places, row.outcome.status, "", "", *([""] if _any_gap(swept) else []))
+    value = short_ns(answer.value) if answer.unit == "ns" else f"{answer.value:,.6g}"
+    if answer.unit != "ns" and _common_unit(swept) is None:
+        value += f" {answer.unit}"
+    gap = [f"{answer.gap:.2%}" if answer.gap else ""] if _any_gap(swept) else []
+    return (str(row.index), *places, answer.strategy.full_label, f"{answer.metrics.gpus_used:,}", value, *gap)
+
+
+def _any_gap(swept: Swept) -> bool:
+    return any(row.outcome.answer is not None and row.outcome.answer.gap for row in swept.rows)
+
+
+def _common_unit(swept: Swept) -> str | None:
+    """The unit of all objectives, if they are rates of one kind."""
+    units = {row.outcome.answer.unit for row in swept.rows if row.outcome.answer is not None} - {"ns"}
+    return units.pop() if len(units) == 1 and len({row.objective for row in swept.rows}) == 1 else None
 
 
 def show_swept(console: Console, swept: Swept) -> None:
@@ -37,7 +50,8 @@ def show_swept(console: Console, swept: Swept) -> None:
     console.print(f"Sweep {swept.name}: {plural(len(swept.rows), 'question')}{reused}")
     console.print()
     header = header_of(swept)
-    table = headed([(title, "r" if title in ("#", "GPUs", "objective", "gap") else "l") for title in header])
+    numbers = (0, *range(header.index("GPUs"), len(header)))
+    table = headed([(title, "r" if at in numbers else "l") for at, title in enumerate(header)])
     for row in swept.rows[:MAX_LINES]:
         table.add_row("", *line_of(swept, row))
     console.print(table)
