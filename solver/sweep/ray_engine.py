@@ -7,6 +7,7 @@ that dies is retried :data:`RETRIES` times by Ray before its task counts as died
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Generator, Iterable
 from itertools import islice
 from types import ModuleType
@@ -23,6 +24,7 @@ R = TypeVar("R")
 
 RETRIES = 3
 """Ray's retries of a task whose process or node died."""
+KNOCK_SECONDS = 5.0
 QUEUED_PER_SLOT = 4
 """Tasks that wait in Ray per one that runs."""
 
@@ -103,13 +105,25 @@ def _connect(ray: ModuleType, address: str, cpus: int | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         if address == "local":
-            ray.init(
-                address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="error"
-            )
+            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="error")
         else:
-            ray.init(address=address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, RuntimeError, ValueError) as error:
+            _knock(os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address)
+            ray.init(address, log_to_driver=False, logging_level="error")
+    except (OSError, RuntimeError, ValueError) as error:
         told = " ".join(str(error).split())[:200]
         raise EngineError(
-            f"no Ray cluster can be used at {address!r} ({told}); start one (`ray start --head`), or use address local"
+            f"no Ray cluster can be used at {address[:80]!r} ({told}); start one (`ray start --head`), or use local"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Refuse an address where nobody listens at once; Ray itself would try for minutes.
+
+    Raises
+    ------
+    OSError
+        Nobody listens.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), KNOCK_SECONDS).close()
