@@ -1,5 +1,5 @@
-"""The bars of sweeps, measured: throughput of two processes, SIGKILL and resume, a crash that costs only itself; on Ray,
-a cluster of two nodes on this machine that gives the same bytes, also when one node is killed.
+"""The bars of sweeps, measured: throughput of two processes, SIGKILL and resume, a crash that costs only itself; and a
+Ray cluster of two nodes on this machine that gives the same bytes, also when one node is killed.
 
 ``.venv/bin/python benchmarks/sweeps.py throughput|kill|crash|ray``. POSIX only. Exit code 1 where a bar is missed.
 """

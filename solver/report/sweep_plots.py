@@ -91,7 +91,7 @@ def pictures(swept: Swept, fields: Sequence[str] = ()) -> tuple[Picture, ...]:
     with rc_context(STYLE):  # type: ignore[arg-type]
         for objective in objectives:
             rows = tuple(row for row in swept.rows if row.objective == objective)
-            if not any(row.outcome.answer for row in rows):
+            if not swept.axes or not any(row.outcome.answer for row in rows):
                 continue
             view = _view(swept, rows, fields)
             suffix = f"-{objective}" if len(objectives) > 1 else ""
@@ -109,12 +109,8 @@ def _view(swept: Swept, rows: tuple[Row, ...], fields: Sequence[str]) -> _View:
     chosen = [names.index(name) for name in fields]
     by_number = sorted(varying, key=lambda a: swept.axes[a].numbers is None)
     order = chosen + [a for a in by_number if a not in chosen]
-    if not order:
-        return (
-            _View(rows, (Axis("", ("",)), *swept.axes), 0, None) if not swept.axes else _View(rows, swept.axes, 0, None)
-        )
-    single = len(chosen) == 1 or len(order) == 1
-    return _View(rows, swept.axes, order[0], None if single else order[1])
+    single = len(chosen) == 1 or len(order) < 2
+    return _View(rows, swept.axes, order[0] if order else 0, None if single else order[1])
 
 
 def _picture(name: str, title: str, figure: Figure) -> Picture:

@@ -117,7 +117,7 @@ class Sweep:
             raise SpecError(
                 f"{where} asks {number:,} questions, more than {MAX_POINTS:,}; split it into several sweeps"
             )
-        fixed = {word: value for word, value in base.items() if word not in fields}
+        fixed = {word: value for word, value in base.items() if not _is_axis(word, value)}
         return cls(name.strip(), tuple(d.axis for d in directions), tuple(_points(fixed, directions, where)))
 
     @classmethod

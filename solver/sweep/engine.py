@@ -147,8 +147,10 @@ class _Crew:
     def _bury(self, member: _Member) -> None:
         self.mine.member = None
         with self.lock:
+            unburied = member in self.members  # else somebody stops the crew and ends it
             self.members.discard(member)
-        member.end()
+        if unburied:
+            member.end()
 
 
 class _Member:

@@ -9,6 +9,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic_core import PydanticSerializationError
+
 from solver.ask import Ask
 from solver.certificate import Parameters, Versions
 from solver.errors import SpecError
@@ -81,10 +83,15 @@ def sweep(asked: Sweep | Sequence[Ask | Problem], out: str, options: SweepOption
     options = options or SweepOptions()
     asked = asked if isinstance(asked, Sweep) else Sweep.listed(asked)
     store = Store(out)
-    with store.opened():
-        journey = _Journey(asked, store, options)
-        journey.solve()
-        return write_tables(store, journey.swept(), options.plot)
+    try:
+        with store.opened():
+            journey = _Journey(asked, store, options)
+            journey.solve()
+            return write_tables(store, journey.swept(), options.plot)
+    except PydanticSerializationError as error:
+        if "KeyboardInterrupt" in str(error):  # a Ctrl-C that arrived within pydantic is an error of pydantic
+            raise KeyboardInterrupt from error
+        raise
 
 
 class _Journey:
@@ -112,7 +119,7 @@ class _Journey:
             digest = point.words_digest
             refused = self._without(digest, "REFUSED", str(error))
             if self.store.find(digest) != refused:
-                self.store.keep(refused, None, {})
+                self.store.keep(refused, None, None)
             self.outcomes[digest] = refused
         self.digests.append(digest)
         if digest in self.outcomes:

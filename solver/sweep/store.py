@@ -99,11 +99,12 @@ class Store:
         except OSError as fault:
             raise OutputError(f"{str(self.folder / name)!r} cannot be written: {fault.strerror or fault}") from fault
 
-    def keep(self, outcome: Outcome, plan_json: str | None, timing: dict[str, str | float]) -> None:
+    def keep(self, outcome: Outcome, plan_json: str | None, timing: dict[str, str | float] | None) -> None:
         """Store what became of a problem. The outcome is last: where it is, everything is."""
         if plan_json is not None:
             self.write(f"plans/{outcome.digest}.json", plan_json.encode())
-        self.write(f"timings/{outcome.digest}.json", (json.dumps(timing) + "\n").encode())
+        if timing is not None:
+            self.write(f"timings/{outcome.digest}.json", (json.dumps(timing) + "\n").encode())
         self.write(f"results/{outcome.digest}.json", (outcome.model_dump_json(indent=2) + "\n").encode())
 
     def find(self, digest: str) -> Outcome | None:
