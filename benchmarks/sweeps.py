@@ -82,6 +82,8 @@ def throughput(folder: Path, number: int) -> bool:
         options = SweepOptions(processes=processes)
         cost = timed(lambda options=options: sweep(asked, str(folder / f"p{options.processes}"), options))  # type: ignore[misc]
         costs[processes] = cost
+        own = resource.getrusage(resource.RUSAGE_SELF)
+        print(f"CPU of this process so far, start and pictures included: {own.ru_utime + own.ru_stime:.1f} s")
         rate = number / cost.wall_s
         print(f"{processes} processes: {cost.wall_s:.1f} s wall, {cost.cpu_s:.1f} s CPU, {rate:.2f} problems/s")
     gain = costs[1].wall_s / costs[2].wall_s
@@ -102,7 +104,7 @@ def written(folder: Path, number: int) -> Path:
 def start(file: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
     """The command line of a sweep, running."""
     command = [sys.executable, "-m", "solver", "sweep", str(file), "--out", str(out), "--no-progress", "--json", *more]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def kill(folder: Path, number: int, times: int = 10) -> bool:
@@ -112,7 +114,7 @@ def kill(folder: Path, number: int, times: int = 10) -> bool:
     killed = 0
     for turn in range(times):
         process = start(file, folder / "killed")
-        time.sleep(chance.uniform(0.1, 2.2) * whole.wall_s / times)
+        time.sleep(chance.uniform(0.5, 2.5 * whole.wall_s / times))  # about half of it is starting up
         if process.poll() is None:
             killed += 1
             process.send_signal(signal.SIGKILL)

@@ -12,6 +12,7 @@ HOUSE = Path(__file__).parents[1] / "solver"
 
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "units"}),
+    frozenset({"workers"}),
     frozenset({"specs"}),
     frozenset({"engines", "strategy", "degrees"}),
     frozenset({"certificate", "plan", "expertmap", "swept"}),
@@ -46,7 +47,7 @@ ROOM_OF_LIBRARY = {
     "aiconfigurator_core": "silicon",
     "matplotlib": "report",
     "yaml": "importer",
-    "ray": "sweep",
+    "ray": "workers",
     "pyarrow": "sweep",
 }
 ALSO = {"rich": {"cli"}, "ortools": {"place"}}

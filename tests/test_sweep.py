@@ -23,10 +23,10 @@ from solver.errors import ReportError
 from solver.report.sweep_plots import pictures
 from solver.report.sweep_progress import sweep_text
 from solver.sweep import SweepProgress
-from solver.sweep.engine import LocalEngine
 from solver.sweep.store import Store, still_holds
 from solver.sweep.tables import jsonl, parquet
 from solver.swept import Outcome
+from solver.workers.engine import LocalEngine
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "benchmarks/sweep_small.toml"

@@ -16,11 +16,11 @@ from solver.certificate import Parameters, Versions
 from solver.errors import SpecError
 from solver.specs.problem import Problem
 from solver.sweep.asked import Point, Sweep
-from solver.sweep.engine import DIED, Done, Engine, LocalEngine
 from solver.sweep.store import KIND, MANIFEST, Store, still_holds
 from solver.sweep.tables import write_tables
 from solver.sweep.work import Solved, Task, solve_task
 from solver.swept import Outcome, OutcomeStatus, Row, Swept
+from solver.workers.engine import DIED, Done, Engine, engine_of
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,12 @@ class _Journey:
         self._report()
         if not missing:
             return
-        engine = _engine(self.options)
-        self.begun = time.monotonic()
-        with closing(engine.run(solve_task, self._tasks(missing))) as ended:
+        where = self.options
+        with (
+            closing(engine_of(where.engine, where.address, where.processes, where.threads)) as engine,
+            closing(engine.run(solve_task, self._tasks(missing))) as ended,
+        ):
+            self.begun = time.monotonic()
             for done in ended:
                 self._keep(missing[done.index], done, engine)
                 self._report()
@@ -201,12 +204,3 @@ class _Journey:
                 raise RuntimeError(f"the engine never told what became of problem {digest}")
             rows.append(Row(point.index, point.at, point.words, point.objective, outcome))
         return Swept(self.asked.name, self.asked.axes, tuple(rows), str(self.store.folder), self.reused)
-
-
-def _engine(options: SweepOptions) -> Engine:
-    """The engine that the options name; Ray is imported only when it is asked for."""
-    if options.engine == "local":
-        return LocalEngine(options.processes, options.threads)
-    from solver.sweep.ray_engine import RayEngine
-
-    return RayEngine(options.address, options.processes, options.threads)

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
 from solver.errors import EngineError
-from solver.sweep.engine import Done, described
+from solver.workers.engine import Done, described
 
 if TYPE_CHECKING:
     import ray
@@ -51,7 +51,7 @@ class RayEngine:
         self.slots = max(1, int(self.ray.cluster_resources().get("CPU", 1)) // threads)
 
     def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Generator[Done[R], None, None]:
-        """See :class:`~solver.sweep.engine.Engine`."""
+        """See :class:`~solver.workers.engine.Engine`."""
         remote = self.ray.remote(num_cpus=self.threads, max_retries=RETRIES)(work)
         numbered = enumerate(tasks)
         running: dict[ray.ObjectRef[R], int] = {}
@@ -67,8 +67,11 @@ class RayEngine:
         finally:
             for reference in running:
                 self.ray.cancel(reference, force=True)
-            if self.mine:
-                self.ray.shutdown()
+
+    def close(self) -> None:
+        """End the Ray, or the connection, that this engine made."""
+        if self.mine:
+            self.ray.shutdown()
 
     def _done(self, index: int, reference: ray.ObjectRef[R]) -> Done[R]:
         """What became of a task that has ended."""

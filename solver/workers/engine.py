@@ -1,7 +1,7 @@
 """Where work is done: an engine takes tasks and gives back what became of each, in any order.
 
 A task that raises, or whose process dies, costs only itself. The engine of this module is local processes; Ray is in
-:mod:`solver.sweep.ray_engine`.
+:mod:`solver.workers.ray_engine`.
 """
 
 from __future__ import annotations
@@ -59,6 +59,29 @@ class Engine(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give back what the engine holds."""
+        ...
+
+
+def engine_of(name: str, address: str, processes: int | None, threads: int) -> Engine:
+    """The engine of a name, ``local`` or ``ray``; Ray is imported only when it is asked for.
+
+    Raises
+    ------
+    SpecError
+        The name is another one, or a number is out of range.
+    EngineError
+        Ray is not installed, or there is no cluster at that address.
+    """
+    if name == "local":
+        return LocalEngine(processes, threads)
+    if name != "ray":
+        raise SpecError(f"engine {name[:60]!r}: give local or ray")
+    from solver.workers.ray_engine import RayEngine
+
+    return RayEngine(address, processes, threads)
+
 
 def described(error: BaseException) -> str:
     """An exception in one line."""
@@ -81,6 +104,9 @@ class LocalEngine:
         if processes is not None and not 1 <= processes <= 1024:
             raise SpecError(f"processes = {processes}: give a number from 1 to 1024")
         self.slots = processes or max(1, usable_cores() // threads)
+
+    def close(self) -> None:
+        """Nothing is held between two runs."""
 
     def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Generator[Done[R], None, None]:
         """See :class:`Engine`."""
