@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import error_line, run
 from sweep_work import halve, sleep
@@ -20,6 +21,10 @@ from sweep_work import halve, sleep
 from solver import Ask, EngineError, OutputError, Plan, SpecError, Sweep, SweepOptions, Swept, sweep, verify
 from solver.certificate import Parameters, Versions
 from solver.errors import ReportError
+from solver.place.finish import robust_parallel
+from solver.place.robust import Aim
+from solver.place.state import Shelf
+from solver.place.static import Effort
 from solver.report.sweep_plots import pictures
 from solver.report.sweep_progress import sweep_text
 from solver.sweep import SweepProgress
@@ -415,6 +420,19 @@ def test_without_ray_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EngineError, match=r"install shardwright\[ray\]"):
         sweep([Ask()], str(tmp_path / "out"), SweepOptions(engine="ray"))
+
+
+# --- expert placement ---------------------------------------------------------------------------------------------
+
+
+def test_layers_placed_on_an_engine_are_those_placed_here() -> None:
+    # With time for all its turns the search depends on the seed alone, so where it runs changes nothing.
+    load_lke = np.random.default_rng(0).gamma(2.0, size=(4, 2, 64))
+    shelf, aim = Shelf.of((9,) * 8, None), Aim(np.array([0.5, 0.5]))
+    here = robust_parallel(load_lke, shelf, aim, Effort(60, turns=3, workers=2))
+    there = robust_parallel(load_lke, shelf, aim, Effort(60, turns=3, workers=2, engine=LocalEngine(2)))
+    assert (here.slot_ln == there.slot_ln).all()
+    assert (here.bound_l == there.bound_l).all()
 
 
 # --- for people ---------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 NOT_PROVED = 4
 WHERE = "Where it runs"
-ENGINES = ("local", "ray")
 
 
 def sweep(
@@ -98,9 +97,8 @@ def _options(
     """Where and how hard, checked."""
     from solver.sweep import SweepOptions
 
-    if engine not in ENGINES:
-        raise SpecError(f"--engine {engine[:60]!r}: give local or ray")
-    if address is not None and engine != "ray":
+    where = one_engine(engine)
+    if address is not None and where != "ray":
         raise SpecError(f"--address {address[:60]!r} belongs to --engine ray")
     if processes is not None and not 1 <= processes <= 1024:
         raise SpecError(f"--processes {processes}: give a number from 1 to 1024")
@@ -111,10 +109,25 @@ def _options(
     if not 0 <= seed < 2**31:
         raise SpecError(f"--seed {seed}: give a whole number from 0 to 2147483647")
     return SweepOptions(
-        engine=engine,  # type: ignore[arg-type]
+        engine=where,
         address=address or "local",
         processes=processes,
         threads=threads,
         time_limit_s=time_limit,
         seed=seed,
     )
+
+
+def one_engine(name: str) -> Literal["local", "ray"]:
+    """An engine by its name.
+
+    Raises
+    ------
+    SpecError
+        There is none of that name.
+    """
+    if name == "local":
+        return "local"
+    if name == "ray":
+        return "ray"
+    raise SpecError(f"--engine {name[:60]!r}: give local or ray")
