@@ -33,8 +33,6 @@ class Answer(Spec):
     metrics: Metrics
     memory_kib: int
     """Ledger of the fullest rank."""
-    error_percent: float | None = None
-    """Expected error of the calibration, where it is known."""
 
     @classmethod
     def of(cls, plan: Plan) -> Answer:

@@ -6,6 +6,8 @@ import os
 import signal
 import time
 
+from solver.sweep.work import end_in
+
 
 def halve(number: int) -> int:
     """Half of an even number; odd ones raise, 13 kills its process."""
@@ -20,3 +22,9 @@ def sleep(seconds: float) -> float:
     """Far longer than any test waits."""
     time.sleep(seconds)
     return seconds
+
+
+def hang(seconds: float) -> None:
+    """Work that would never end, with a limit."""
+    end_in(seconds)
+    time.sleep(3600)

@@ -80,7 +80,7 @@ def pictures(swept: Swept, fields: Sequence[str] = ()) -> tuple[Picture, ...]:
     Raises
     ------
     ReportError
-        matplotlib is not installed, or a field is no axis of the sweep.
+        matplotlib is not installed.
     """
     try:
         from matplotlib import rc_context
@@ -102,9 +102,6 @@ def pictures(swept: Swept, fields: Sequence[str] = ()) -> tuple[Picture, ...]:
 
 def _view(swept: Swept, rows: tuple[Row, ...], fields: Sequence[str]) -> _View:
     names = [axis.name for axis in swept.axes]
-    for name in fields:
-        if name not in names:
-            raise ReportError(f"--plot {name[:60]!r} is no axis of this sweep; it has {', '.join(names) or 'none'}")
     varying = [a for a in range(len(names)) if len({row.at[a] for row in rows}) > 1]
     chosen = [names.index(name) for name in fields]
     by_number = sorted(varying, key=lambda a: swept.axes[a].numbers is None)

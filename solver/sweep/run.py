@@ -82,6 +82,10 @@ def sweep(asked: Sweep | Sequence[Ask | Problem], out: str, options: SweepOption
     """
     options = options or SweepOptions()
     asked = asked if isinstance(asked, Sweep) else Sweep.listed(asked)
+    names = [axis.name for axis in asked.axes]
+    unknown = next((name for name in options.plot if name not in names), None)
+    if unknown is not None or len(options.plot) > 2:
+        raise SpecError(f"plot {', '.join(options.plot)[:60]!r}: give one or two axes of {', '.join(names) or 'none'}")
     store = Store(out)
     try:
         with store.opened():

@@ -39,13 +39,14 @@ class Solved:
 def solve_task(task: Task) -> Solved:
     """Solve, judge; a problem that cannot be solved is an outcome, too."""
     started = time.monotonic()
-    _arm(task.parameters.time_limit_s)
+    limit_s = task.parameters.time_limit_s
+    end_in(None if limit_s is None else GRACE_FACTOR * limit_s + GRACE_SECONDS)
     try:
         outcome, text = _solved(task)
     except SolverError as error:
         outcome, text = outcome_without(task, str(error)), None
     finally:
-        _arm(None)
+        end_in(None)
     return Solved(outcome, text, time.monotonic() - started)
 
 
@@ -89,7 +90,7 @@ def _with_plan(plan: Plan, text: str, versions: Versions, parameters: Parameters
     )
 
 
-def _arm(limit_s: float | None) -> None:
-    """Let the system end this process if it hangs; None lets it live."""
+def end_in(seconds: float | None) -> None:
+    """Let the system end this process after so many seconds, also within native code; None lets it live."""
     if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, 0 if limit_s is None else GRACE_FACTOR * limit_s + GRACE_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, seconds or 0.0)
