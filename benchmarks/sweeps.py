@@ -107,25 +107,32 @@ def start(file: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
+def found_in(folder: Path) -> int:
+    """Outcomes that a folder holds."""
+    return len(list(folder.glob("results/[!.]*")))
+
+
 def kill(folder: Path, number: int, times: int = 10) -> bool:
-    """SIGKILL at random moments, each followed by the same command."""
+    """SIGKILL at random moments of the whole sweep (so many results, and a while), each followed by a new start."""
     file, chance = written(folder, number), random.Random(0)
-    whole = timed(lambda: start(file, folder / "undisturbed").wait())
-    killed = 0
+    start(file, folder / "undisturbed").wait()
+    out, killed = folder / "killed", 0
     for turn in range(times):
-        process = start(file, folder / "killed")
-        time.sleep(chance.uniform(0.5, 2.5 * whole.wall_s / times))  # about half of it is starting up
+        enough = found_in(out) + chance.randrange(3 * number // (2 * times) + 1)
+        process = start(file, out)
+        while found_in(out) < enough and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0.0, 0.5))
         if process.poll() is None:
             killed += 1
             process.send_signal(signal.SIGKILL)
             process.wait()
-        found = (
-            len(list((folder / "killed" / "results").glob("[!.]*"))) if (folder / "killed" / "results").exists() else 0
-        )
-        print(f"kill {turn + 1}: {'killed' if process.returncode < 0 else 'had ended'}, {found} of {number} results")
-    code = start(file, folder / "killed").wait()
-    unequal = differences(folder / "undisturbed", folder / "killed")
-    print(f"killed {killed} times; the last run ended with {code}; files that differ: {len(unequal)} {unequal[:3]}")
+        print(f"kill {turn + 1}: {found_in(out)} of {number} results")
+    before = found_in(out)
+    code = start(file, out).wait()
+    unequal = differences(folder / "undisturbed", out)
+    print(f"killed {killed} times, the last with {before} of {number} results; the last run ended with {code}; "
+          f"files that differ: {len(unequal)} {unequal[:3]}")  # fmt: skip
     return code == 0 and killed == times and not unequal
 
 
