@@ -28,8 +28,6 @@ from solver.specs.calibration import FitError, Origin
 from solver.specs.measurements import served_cluster
 
 PEOPLE = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM", "": "any engine"}
-
-
 def main() -> None:
     """Fit, cross-validate, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -126,9 +126,7 @@ def place(
         engine = None
         if options.engine != "local":
             engine = until_placed.enter_context(closing(engine_of(options.engine, options.address, options.workers, 1)))
-        effort = Effort(
-            options.time_limit_s, options.seed, turns=options.turns, workers=options.workers, engine=engine
-        )
+        effort = Effort(options.time_limit_s, options.seed, turns=options.turns, workers=options.workers, engine=engine)
         placed = run_place(placing, tuple(windows), effort)
     verdict = judge_placement(placed, windows, placing.current)
     if not verdict.ok:
