@@ -10,3 +10,8 @@ RAY_PYTHON ?=
 launcher-checks:
 	$(PYTHON) benchmarks/launcher_checks.py --checks $(CHECKS) --configs $(CONFIGS) --work $(WORK)
 	$(PYTHON) benchmarks/launcher_processes.py --checks $(CHECKS) --plans $(WORK)/plans $(if $(RAY_PYTHON),--ray $(RAY_PYTHON))
+
+# A Ray cluster of two nodes on this machine: the same bytes as local processes, also when a node is killed. Extra `ray`.
+.PHONY: ray-tests
+ray-tests:
+	$(PYTHON) benchmarks/sweeps.py ray

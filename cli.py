@@ -1,3 +1,4 @@
 from solver.cli import main
 
-main()
+if __name__ == "__main__":  # processes that a sweep starts import this file, too
+    main()

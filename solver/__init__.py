@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from solver.deployment import DeploymentPlan, expand_deployment
     from solver.errors import (
         CatalogError,
+        EngineError,
         ExportError,
         NoPlacementError,
         OutputError,
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from solver.specs.windows import LoadWindow, read_windows
     from solver.specs.workload import Slo, Workload
     from solver.strategy import Strategy, parse_label
+    from solver.sweep import Sweep, SweepOptions, sweep
+    from solver.swept import Swept
     from solver.verify import Verification
 
 __all__ = [
@@ -63,6 +66,7 @@ __all__ = [
     "Comparison",
     "Deploying",
     "DeploymentPlan",
+    "EngineError",
     "Evaluation",
     "ExpertPlacement",
     "Export",
@@ -89,6 +93,9 @@ __all__ = [
     "SpecError",
     "Strategy",
     "StrategyError",
+    "Sweep",
+    "SweepOptions",
+    "Swept",
     "UnitError",
     "UnknownArchitectureError",
     "Verification",
@@ -109,6 +116,7 @@ __all__ = [
     "read_windows",
     "reference_problem",
     "solve",
+    "sweep",
     "verify",
     "verify_deployment",
 ]
@@ -137,6 +145,7 @@ _NAMES_OF_MODULE = {
     "solver.audit": ("AuditReport", "Claims"),
     "solver.errors": (
         "CatalogError",
+        "EngineError",
         "ExportError",
         "NoPlacementError",
         "OutputError",
@@ -157,6 +166,8 @@ _NAMES_OF_MODULE = {
     "solver.specs.windows": ("LoadWindow", "read_windows"),
     "solver.specs.workload": ("Slo", "Workload"),
     "solver.strategy": ("Strategy", "parse_label"),
+    "solver.sweep": ("Sweep", "SweepOptions", "sweep"),
+    "solver.swept": ("Swept",),
     "solver.verify": ("Verification",),
 }
 _MODULE_OF_NAME = {name: module for module, names in _NAMES_OF_MODULE.items() for name in names}

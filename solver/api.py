@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from solver.audit import AuditReport, Claims, proposed_strategy
 from solver.audit import audit as _audit
@@ -72,6 +73,10 @@ class PlaceOptions:
     """Most turns of the search; with time for all of them the result depends on the seed alone."""
     workers: int = 1
     """Processes among which the layers are dealt."""
+    engine: Literal["local", "ray"] = "local"
+    """Where these processes are: on this machine, or on a Ray cluster (extra ``ray``)."""
+    address: str = "local"
+    """Of the Ray cluster: ``local``, ``auto``, ``host:port`` or ``ray://host:port``."""
 
 
 def reference_problem(objective: Objective | None = None) -> Problem:
@@ -138,16 +143,23 @@ def place(windows: Sequence[LoadWindow], placing: Placing, options: PlaceOptions
         The question makes no sense.
     NoPlacementError
         No placement exists, proved.
+    EngineError
+        There is no Ray cluster, or its work failed.
     RuntimeError
         The judge convicts the placement: a bug of this package.
     """
     from solver.place.run import run_place
     from solver.place.static import Effort
     from solver.verify.expert_map import judge_placement
+    from solver.workers.engine import engine_of
 
     options = options or PlaceOptions()
-    effort = Effort(options.time_limit_s, options.seed, turns=options.turns, workers=options.workers)
-    placed = run_place(placing, tuple(windows), effort)
+    with ExitStack() as until_placed:
+        engine = None
+        if options.engine != "local":
+            engine = until_placed.enter_context(closing(engine_of(options.engine, options.address, options.workers, 1)))
+        effort = Effort(options.time_limit_s, options.seed, turns=options.turns, workers=options.workers, engine=engine)
+        placed = run_place(placing, tuple(windows), effort)
     verdict = judge_placement(placed, windows, placing.current)
     if not verdict.ok:
         raise RuntimeError(f"the judge convicts the placement: {verdict.findings[0]}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+from importlib import metadata
 from typing import Literal
 
 from solver.specs.spec import Spec
@@ -45,6 +47,17 @@ class Versions(Spec):
     shardwright: str
     ortools: str
     python: str
+
+    @classmethod
+    def here(cls) -> Versions:
+        """Those of this process; "source" for a distribution that runs from a checkout and is not installed."""
+        installed = {}
+        for name in ("shardwright", "ortools"):
+            try:
+                installed[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                installed[name] = "source"
+        return cls(**installed, python=platform.python_version())
 
 
 class Parameters(Spec):
@@ -90,4 +103,5 @@ class Certificate(Spec):
     digests: Digests
     versions: Versions
     parameters: Parameters
-    wall_s: WallTimes
+    wall_s: WallTimes | None
+    """Absent in the plans of a sweep, which are equal byte for byte wherever and however fast they were found."""

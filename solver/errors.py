@@ -53,3 +53,7 @@ class ReportError(SolverError):
 
 class NoPlacementError(SolverError):
     """No expert placement meets the rules, proved; the message is the proof."""
+
+
+class EngineError(SolverError):
+    """The processes or the cluster that a sweep is to run on cannot be used."""

@@ -12,14 +12,16 @@ HOUSE = Path(__file__).parents[1] / "solver"
 
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "units"}),
+    frozenset({"workers"}),
     frozenset({"specs"}),
     frozenset({"engines", "packing", "strategy", "degrees"}),
-    frozenset({"certificate", "plan", "expertmap", "deployment"}),
+    frozenset({"certificate", "plan", "expertmap", "deployment", "swept"}),
     frozenset({"silicon"}),
     frozenset({"cost"}),
     frozenset({"search", "place", "verify", "audit", "fitting", "importer"}),
     frozenset({"deploy"}),
     frozenset({"api", "report", "ask", "export"}),
+    frozenset({"sweep"}),
     frozenset({"cli", "__init__"}),
     frozenset({"__main__"}),
 )
@@ -33,6 +35,8 @@ NEIGHBOURS = frozenset(
         ("plan", "certificate"),
         ("deployment", "plan"),
         ("deployment", "certificate"),
+        ("swept", "plan"),
+        ("swept", "certificate"),
         ("units", "errors"),
         ("search", "place"),
     }
@@ -47,6 +51,8 @@ ROOM_OF_LIBRARY = {
     "aiconfigurator_core": "silicon",
     "matplotlib": "report",
     "yaml": "importer",
+    "ray": "workers",
+    "pyarrow": "sweep",
 }
 ALSO = {"rich": {"cli"}, "ortools": {"place", "deploy"}}
 """Further rooms that may import a library."""

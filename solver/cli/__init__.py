@@ -22,6 +22,7 @@ from solver.cli.judge import check, verify
 from solver.cli.place import place
 from solver.cli.plans import evaluate, placement, schema, solve
 from solver.cli.pools import deploy
+from solver.cli.sweep import sweep
 from solver.errors import SolverError
 
 __all__ = ["app", "main"]
@@ -54,6 +55,7 @@ app.command()(export)
 app.command("bench-script")(bench_script)
 app.command()(report)
 app.command()(place)
+app.command()(sweep)
 app.add_typer(catalog_app, name="catalog")
 app.command()(schema)
 

@@ -77,18 +77,11 @@ def write_out(path: str, pieces: Iterable[str], *, force: bool) -> None:
             sys.stdout.write(piece)
         return
     check_out(path, force=force)
-    target = Path(path).resolve()
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
     try:
-        try:
-            with open(temporary, "x", encoding="utf-8", newline="\n") as file:
-                file.writelines(pieces)
-                file.flush()
-                os.fsync(file.fileno())
-            check_out(path, force=force)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        from solver.specs.files import write_whole
+
+        encoded = (piece.encode() for piece in pieces)
+        write_whole(Path(path).resolve(), encoded, lambda: check_out(path, force=force))
     except OSError as fault:
         raise OutputError(f"--out {path!r} cannot be written: {fault.strerror or fault}") from fault
 

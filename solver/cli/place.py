@@ -9,6 +9,7 @@ import typer
 
 from solver.cli.files import check_out, write_out
 from solver.cli.plans import OUTPUT, Force, Json, NoProgress, Seed
+from solver.cli.sweep import one_engine
 from solver.errors import NoPlacementError, SpecError
 
 if TYPE_CHECKING:
@@ -131,6 +132,12 @@ def place(
     workers: Annotated[
         int, typer.Option(metavar="N", help="Processes for the layers that stay open.", rich_help_panel=HOW)
     ] = 2,
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", help="Where they are: local, or ray (extra ray).", rich_help_panel=HOW)
+    ] = "local",
+    address: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Of the Ray cluster, as in sweep.", rich_help_panel=HOW)
+    ] = "local",
     seed: Seed = 0,
     out: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the map to this file.", rich_help_panel=OUTPUT)
@@ -161,6 +168,8 @@ def place(
     exists (proved), 70 our bug.
     """
     check_out(out, force=force)
+    from dataclasses import replace
+
     from solver import api
     from solver.report.expert_maps import MAP_FORMATS
     from solver.report.placed import show_placed
@@ -187,7 +196,7 @@ def place(
         tokens_per_step=tokens_per_step,
         top_k=top_k,
     )
-    options = _options(time_limit, seed, workers)
+    options = replace(_options(time_limit, seed, workers), engine=one_engine(engine), address=address)
     given = _windows(loads, weights, windows, experts)
     try:
         placed = api.place(given, question, options)

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
+from solver.errors import EngineError
 from solver.place.exact import is_small
 from solver.place.robust import Aim, RobustFound, place_robust
 from solver.place.state import Floats, Ints, Shelf
 from solver.place.static import Effort, Found, place_static
+from solver.workers.engine import Engine
 
 T = TypeVar("T")
 POLISH_SHARE, POLISH_SECONDS = 0.1, 1.0
@@ -45,7 +47,8 @@ def place_parallel(load_le: Floats, shelf: Shelf, effort: Effort) -> Found:
         return found
     parts = _deal(open_l, effort.workers)
     efforts = [_share(effort, seconds, at) for at in range(len(parts))]
-    results = _run([_static_job(load_le[part], shelf, own) for part, own in zip(parts, efforts, strict=True)])
+    jobs = [_static_job(load_le[part], shelf, own) for part, own in zip(parts, efforts, strict=True)]
+    results = _run(jobs, effort.engine)
     for part, other in zip(parts, results, strict=True):
         better = other.busiest_l < found.busiest_l[part]
         found.slot_ln[part[better]] = other.slot_ln[better]
@@ -64,7 +67,7 @@ def robust_parallel(load_lke: Floats, shelf: Shelf, aim: Aim, effort: Effort) ->
     parts = _deal(np.arange(layers), effort.workers)
     seconds = effort.deadline - time.monotonic()
     jobs = [_robust_job(load_lke[part], shelf, aim, _share(effort, seconds, at)) for at, part in enumerate(parts)]
-    results = _run(jobs)
+    results = _run(jobs, effort.engine)
     order = np.argsort(np.concatenate(parts))
     return RobustFound(
         np.concatenate([found.slot_ln for found in results])[order],
@@ -83,19 +86,44 @@ def _share(effort: Effort, seconds: float, at: int) -> Effort:
     return Effort(seconds, effort.seed + at, effort.gap, effort.turns)
 
 
-def _static_job(load_le: Floats, shelf: Shelf, effort: Effort) -> Callable[[], Found]:
+def _static_job(load_le: Floats, shelf: Shelf, effort: Effort) -> partial[Found]:
     return partial(place_static, load_le, shelf, effort)
 
 
-def _robust_job(load_lke: Floats, shelf: Shelf, aim: Aim, effort: Effort) -> Callable[[], RobustFound]:
+def _robust_job(load_lke: Floats, shelf: Shelf, aim: Aim, effort: Effort) -> partial[RobustFound]:
     return partial(place_robust, load_lke, shelf, aim, effort)
 
 
-def _run(jobs: list[Callable[[], T]]) -> list[T]:
-    """Results of the jobs, the first one in this process; without fork, all of them here, one after the other."""
+def _run(jobs: list[partial[T]], engine: Engine | None) -> list[T]:
+    """Results of the jobs: on the engine; or the first one in this process, the others in forks of it, if there are."""
+    if engine is not None:
+        return _spread(jobs, engine)
     if "fork" not in multiprocessing.get_all_start_methods():
         return [job() for job in jobs]
     with ProcessPoolExecutor(len(jobs) - 1 or 1, mp_context=multiprocessing.get_context("fork")) as pool:
         others = [pool.submit(job) for job in jobs[1:]]
         first = jobs[0]()
         return [first, *(other.result() for other in others)]
+
+
+def _spread(jobs: list[partial[T]], engine: Engine) -> list[T]:
+    """Results from an engine; a job whose process is lost is done here.
+
+    Raises
+    ------
+    EngineError
+        A job raised an error.
+    """
+    results: dict[int, T] = {}
+    with closing(engine.run(_anew, jobs)) as ended:
+        for done in ended:
+            if done.error:
+                raise EngineError(f"placing layers on the engine {engine.name} failed: {done.error}")
+            results[done.index] = jobs[done.index]() if done.value is None else done.value
+    return [results[index] for index in range(len(jobs))]
+
+
+def _anew(job: partial[T]) -> T:
+    """A job whose clock starts now: another machine has another clock, and the job may have waited."""
+    *arguments, effort = job.args
+    return job.func(*arguments, replace(effort, begun=time.monotonic()))

@@ -251,7 +251,7 @@ def _held_out(task: Task) -> dict[int, HeldOut]:
         weight_k = task.aim.weight_k[keep] / task.aim.weight_k[keep].sum()
         aim = replace(task.aim, weight_k=weight_k)
         seconds = max(0.0, left - (time.monotonic() - begun)) / (count - out)
-        effort = Effort(0.8 * seconds, task.effort.seed, workers=task.effort.workers)
+        effort = Effort(0.8 * seconds, task.effort.seed, workers=task.effort.workers, engine=task.effort.engine)
         trained = robust_parallel(task.load_lke[:, keep], task.shelf, aim, effort)
         unseen = task.load_lke[:, [out]]
         even = State(task.shelf, unseen, np.zeros_like(unseen[:, 0]), trained.slot_ln).rank_load_lkr().max(axis=2)

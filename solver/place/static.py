@@ -15,6 +15,7 @@ from solver.place.counts import CountSearch, fold, part_twins
 from solver.place.exchange import Search
 from solver.place.pack import greedy_counts, pack
 from solver.place.state import Floats, Ints, Shelf, counts_of
+from solver.workers.engine import Engine
 
 GAP_GOAL = 5e-4
 """Relative gap at which a layer is left alone: a proved gap below 0.1 % has no operational value."""
@@ -43,6 +44,8 @@ class Effort:
     """Most turns of the search; with enough seconds for all of them the result depends on the seed alone."""
     workers: int = 1
     """Processes for the layers that stay open."""
+    engine: Engine | None = None
+    """Where those processes are; absent means on this machine."""
     polish_s: float = 0.0
     """Seconds for layers that are within the gap already: cheap, and some get exact."""
     begun: float = field(default_factory=time.monotonic)

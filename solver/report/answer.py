@@ -241,10 +241,12 @@ def _proof(console: Console, plan: Plan) -> None:
     space = certificate.space
     table.add_row("", "space", f"{space.name}, {space.configurations:,} configurations, with every placement of each")
     wall = certificate.wall_s
+    seconds = "" if wall is None else (
+        f", {wall.total:.2f} s (tables {wall.tables:.2f}, program {wall.program:.2f}, placement {wall.blocks:.2f})"
+    )  # fmt: skip
     table.add_row(
         "", "search",
-        f"{plural(len(certificate.iterations), 'iteration')}, {wall.total:.2f} s (tables {wall.tables:.2f}, program "
-        f"{wall.program:.2f}, placement {wall.blocks:.2f}); OR-tools {certificate.versions.ortools}, "
+        f"{plural(len(certificate.iterations), 'iteration')}{seconds}; OR-tools {certificate.versions.ortools}, "
         f"{plural(certificate.parameters.workers, 'worker')}, seed {certificate.parameters.seed}",
     )  # fmt: skip
     console.print(table)

@@ -20,6 +20,12 @@ INK = "#010203"
 PALETTE = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#ee8866", "#44bb99", "#99ddff",
            "#bbcc33", "#aaaa00")  # fmt: skip
 """Paul Tol's colour-blind safe sets; readable on light and dark."""
+STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "shardwright", "text.color": INK, "axes.edgecolor": INK,
+    "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "font.size": 10, "axes.spines.top": False,
+    "axes.spines.right": False, "font.family": "sans-serif", "legend.frameon": False,
+}  # fmt: skip
+"""Settings of matplotlib for every chart; equal data give equal files."""
 MAX_RANKS = 512
 """Most expert-parallel ranks drawn one by one."""
 
@@ -41,12 +47,7 @@ def chart_svg(kind: str, plan: Plan) -> str | None:
         ) from error
     from matplotlib import rc_context
 
-    style = {
-        "svg.fonttype": "none", "svg.hashsalt": "shardwright", "text.color": INK, "axes.edgecolor": INK,
-        "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "font.size": 10, "axes.spines.top": False,
-        "axes.spines.right": False, "font.family": "sans-serif", "legend.frameon": False,
-    }  # fmt: skip
-    with rc_context(style):  # type: ignore[arg-type]
+    with rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(8.6, 3.0), layout="constrained")
         if not draw(figure.add_subplot(), plan):
             return None

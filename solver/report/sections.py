@@ -305,11 +305,12 @@ def _recommendations(plan: Plan) -> list[Block]:
 
 def _validation(plan: Plan, verdict: Verification) -> list[Block]:
     c = plan.certificate
+    seconds = "" if c.wall_s is None else f", {c.wall_s.total:.2f} s"
     rows = [
         ("verify", f"{len(verdict.checks)} rules examined, {'all hold' if verdict.ok else 'the plan is convicted'}"),
         ("value / bound", f"{c.value:,} / {c.bound:,} {c.objective_unit}, gap {c.gap:.2%}"),
         ("space", f"{c.space.name}: {c.space.configurations:,} configurations, with every placement of each"),
-        ("search", f"{plural(len(c.iterations), 'iteration')}, {c.wall_s.total:.2f} s, OR-Tools {c.versions.ortools}"),
+        ("search", f"{plural(len(c.iterations), 'iteration')}{seconds}, OR-Tools {c.versions.ortools}"),
         ("problem digest", c.digests.problem),
     ]
     blocks: list[Block] = [Grid(("Check", "Result"), tuple(rows))]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from importlib import metadata
-
 from solver.certificate import (
     Certificate,
     Digests,
@@ -92,11 +89,7 @@ def assemble(problem: Problem, outcome: Outcome, limits: SearchLimits, utopia: U
             else UtopiaValues(latency_ns=utopia.latency_ns, inverse_efficiency_ns=utopia.inverse_efficiency_ns),
             iterations=tuple(outcome.iterations),
             digests=Digests(problem=problem.digest, cost_tables=outcome.tables_digest, program=outcome.program_digest),
-            versions=Versions(
-                shardwright=package_version("shardwright"),
-                ortools=package_version("ortools"),
-                python=platform.python_version(),
-            ),
+            versions=Versions.here(),
             parameters=Parameters(seed=limits.seed, workers=limits.workers, time_limit_s=limits.time_s),
             wall_s=WallTimes(
                 tables=round(outcome.tables_s, 4),
@@ -119,14 +112,6 @@ def closed_loop_of(leaves: Leaves, strategy: Strategy, blocks: Blocks) -> Closed
         wait_ns=int(loop.wait_ns),
         resident_per_replica=int(loop.resident),
     )
-
-
-def package_version(name: str) -> str:
-    """Installed version of a distribution, or "source" when it runs from a checkout that is not installed."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "source"
 
 
 def metrics_of(problem: Problem, figures: Figures) -> Metrics:

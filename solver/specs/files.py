@@ -1,12 +1,15 @@
-"""Reading a caller's file: a regular one of bounded size, UTF-8, with tame values, or one clear sentence."""
+"""Reading a caller's file: a regular one of bounded size, UTF-8, with tame values, or one clear sentence; writing whole
+or not at all."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import secrets
 import stat
 import tomllib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from solver.errors import SpecError
@@ -16,6 +19,8 @@ MAX_FILE_BYTES = 16 * 2**20
 MAX_DEPTH = 64
 """Deepest nesting of a spec file; real ones have five levels."""
 MAX_INTEGER = 2**63
+TEMPORARY = ".tmp"
+"""End of the names of files that are being written; only a killed process leaves one behind."""
 
 
 def shown(value: object, limit: int = 60) -> str:
@@ -51,6 +56,28 @@ def read_bytes(path: str | Path, limit: int = MAX_FILE_BYTES, error: type[SpecEr
     if len(content) > limit:
         raise error(f"{name} is larger than {limit / 2**20:g} MiB, the most this package reads of such a file")
     return content
+
+
+def write_whole(target: Path, pieces: Iterable[bytes], last_look: Callable[[], None] = lambda: None) -> None:
+    """Write a file whole or not at all: a temporary file (:data:`TEMPORARY`) in its folder takes its place at the end.
+
+    `last_look` is called just before; what it raises leaves the target as it was.
+
+    Raises
+    ------
+    OSError
+        The disk refuses.
+    """
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}{TEMPORARY}")
+    try:
+        with open(temporary, "xb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        last_look()
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def decode(content: bytes, where: str, error: type[SpecError] = SpecError) -> str:
