@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 
 from solver.certificate import Parameters, Versions
@@ -22,7 +21,7 @@ from solver.deployment import (
     whole_rate,
 )
 from solver.plan import Plan
-from solver.search.assemble import assemble, package_version
+from solver.search.assemble import assemble
 from solver.search.program import SearchLimits
 from solver.search.run import DEFAULT_WORKERS, SearchOptions
 from solver.specs.deploying import NHZ, Deploying, Goal
@@ -87,11 +86,7 @@ def assemble_deployment(
             one_fewer_nhz=outcome.one_fewer_nhz,
             mixes=outcome.mixes,
             digests=tuple(group.plan.certificate.digests for group in groups),
-            versions=Versions(
-                shardwright=package_version("shardwright"),
-                ortools=package_version("ortools"),
-                python=platform.python_version(),
-            ),
+            versions=Versions.here(),
             parameters=Parameters(seed=limits.seed, workers=limits.workers, time_limit_s=limits.time_s),
             wall_s=round(outcome.wall_s, 4),
         ),
