@@ -95,9 +95,7 @@ def solve(problem: Problem | None = None, options: SolveOptions | None = None) -
     return search(problem or reference_problem(), how, options.on_progress or (lambda _progress: None))
 
 
-def place(
-    windows: Sequence[LoadWindow], placing: Placing, options: PlaceOptions | None = None
-) -> ExpertPlacement:
+def place(windows: Sequence[LoadWindow], placing: Placing, options: PlaceOptions | None = None) -> ExpertPlacement:
     """Place expert replicas on ranks from measured loads; the independent judge has passed what is returned.
 
     Raises

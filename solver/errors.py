@@ -49,5 +49,7 @@ class ImportCommandError(SolverError, ValueError):
 
 class ReportError(SolverError):
     """A report cannot be drawn; the sentence names the extra to install or the form to write instead."""
+
+
 class NoPlacementError(SolverError):
     """No expert placement meets the rules, proved; the message is the proof."""

@@ -96,9 +96,7 @@ def place(
     racks: Annotated[int, typer.Option(metavar="N", help="Racks, likewise.", rich_help_panel=RANKS)] = 1,
     survive: Annotated[
         str,
-        typer.Option(
-            metavar="UNIT", help="Survive the loss of any rank, node or rack.", rich_help_panel=RANKS
-        ),
+        typer.Option(metavar="UNIT", help="Survive the loss of any rank, node or rack.", rich_help_panel=RANKS),
     ] = "nothing",
     weighted: Annotated[
         bool, typer.Option("--weighted", help="Split tokens unevenly over replicas.", rich_help_panel=HOW)

@@ -89,9 +89,7 @@ def fit(
     model = parameters(priors, [group.key for group in target.groups])
     begin = Fit(base, priors, model, np.zeros(len(model)), mixed)
     problem = _Residuals(target, begin)
-    found = least_squares(
-        problem.residuals, begin.z, jac=problem.jacobian, max_nfev=MOST_TURNS, xtol=1e-4, ftol=1e-4
-    )
+    found = least_squares(problem.residuals, begin.z, jac=problem.jacobian, max_nfev=MOST_TURNS, xtol=1e-4, ftol=1e-4)
     return replace(begin, z=found.x)
 
 

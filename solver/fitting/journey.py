@@ -58,9 +58,7 @@ class CalibrationReport:
         return (self.unseen.ttft_mean or 0.0) < (self.before.ttft_mean or 0.0)
 
 
-def predict(
-    rows: Sequence[Measurement], calibration: Calibration | None, range_ratio: float
-) -> tuple[Prediction, ...]:
+def predict(rows: Sequence[Measurement], calibration: Calibration | None, range_ratio: float) -> tuple[Prediction, ...]:
     """TTFT and TPOT of every row, vectorised, with one calibration or with the catalog's for each row."""
     if not rows:
         return ()

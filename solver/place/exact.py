@@ -141,9 +141,7 @@ def whole_weights(weight_k: Floats) -> int:
     return WEIGHTS
 
 
-def least_traffic(
-    load_ke: Floats, slot_n: Ints, rules: Rules, node_r: Ints, limit_k: Floats, seconds: float
-) -> Solved:
+def least_traffic(load_ke: Floats, slot_n: Ints, rules: Rules, node_r: Ints, limit_k: Floats, seconds: float) -> Solved:
     """Least share of token copies that leave their node, with every window's busiest rank within its limit."""
     model = Model(load_ke, rules)
     weight_e = load_ke.mean(axis=0) / load_ke.mean(axis=0).sum()
@@ -155,9 +153,7 @@ def least_traffic(
     for e in range(model.experts):
         for node in range(nodes):
             here = model.model.new_bool_var(f"here_{e}_{node}")
-            model.model.add_bool_or(
-                [*(model.x_re[r][e] for r in np.flatnonzero(node_r == node)), here.negated()]
-            )
+            model.model.add_bool_or([*(model.x_re[r][e] for r in np.flatnonzero(node_r == node)), here.negated()])
             stays.append(round(float(weight_e[e]) * UNITS / nodes) * here)
     model.model.minimize(UNITS - sum(stays))
     model.hint(slot_n)

@@ -7,6 +7,7 @@ from itertools import islice
 from rich.console import Console
 from rich.text import Text
 
+from solver.cost.limits import limits_of
 from solver.cost.metrics import error_band
 from solver.plan import ClosedLoopMetrics, Evaluation, Metrics, NoPlan, ObjectiveClaim, Plan, PlannedStrategy, expand
 from solver.report.placement import experts_text, sequences_text
@@ -130,6 +131,15 @@ def objective_text(claim: ObjectiveClaim, value: float) -> str:
     return plural(round(value), "GPU") if claim.name == "gpus" else f"{value:,.6g}"
 
 
+def limit_words(problem: Problem) -> list[str]:
+    """Every SLO as ``TTFT <= 2 s`` or ``throughput >= 1,200 tokens/s``."""
+    osl, words = problem.workload.osl, []
+    for limit in limits_of(problem):
+        value = limit.text(limit.at_most, osl) if limit.is_rate else short_ns(limit.at_most)
+        words.append(f"{limit.words} {'>=' if limit.is_rate else '<='} {value}")
+    return words
+
+
 def _gap(gap: float) -> str:
     return "0" if gap == 0 else f"{gap:.2%}"
 
@@ -146,17 +156,10 @@ def _question(console: Console, problem: Problem) -> None:
     low, high = workload.prompt_lengths[0], workload.longest_isl
     lengths = f"{high}" if low == high else f"{low} to {high}"
     many = "free concurrency" if workload.concurrency is None else f"{workload.concurrency} concurrent"
-    slo = [
-        f"{name} <= {short_ns(limit)}"
-        for name, limit in (
-            ("TTFT", workload.slo.ttft), ("TPOT", workload.slo.tpot), ("latency", workload.slo.request_latency)
-        )
-        if limit is not None
-    ]  # fmt: skip
     pins = [f"{name} = {value} fixed" for name, value in problem.pins.given().items()]
     parts = [
         f"{problem.llm.name} on {plural(cluster.num_gpus, f'{cluster.gpu.name} GPU')}",
-        f"{lengths} tokens in, {workload.osl} out, {many}", *slo, *pins,
+        f"{lengths} tokens in, {workload.osl} out, {many}", *limit_words(problem), *pins,
         *([] if problem.engine == "any" else [f"engine {problem.engine}"]),
     ]  # fmt: skip
     console.print(Text("; ".join(parts), style="dim"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from solver.plan import Evaluation, Plan
 from solver.report.advice import collectives, recommendations
-from solver.report.answer import objective_text
+from solver.report.answer import limit_words, objective_text
 from solver.report.document import Block, Bullets, Chart, Document, Grid, Paragraph, Section
 from solver.report.terminal import plural, rate
 from solver.units import short_bytes, short_ns
@@ -114,12 +114,7 @@ def _targets(plan: Plan) -> list[Block]:
     workload = plan.problem.workload
     lengths = workload.prompt_lengths
     low, high = lengths[0], workload.longest_isl
-    slo = workload.slo
-    limits = [
-        f"{name} at most {short_ns(limit)}"
-        for name, limit in (("TTFT", slo.ttft), ("TPOT", slo.tpot), ("request latency", slo.request_latency))
-        if limit is not None
-    ]
+    limits = limit_words(plan.problem)
     return [
         Bullets(
             (

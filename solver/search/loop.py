@@ -16,12 +16,13 @@ from solver.certificate import Iteration, Status
 from solver.cost.layers import Blocks
 from solver.cost.leaves import Leaves
 from solver.cost.ledger import stage_ledgers
+from solver.cost.limits import is_within, limits_of
 from solver.cost.metrics import Utopia, evaluate_times, natural_value, objective_value
 from solver.degrees import Domains, domains_of
 from solver.search.bounds import Bounds, MemoryCut, StrategyCut
 from solver.search.incumbent import Scores, find_incumbent
 from solver.search.program import Program, ProgramResult, SearchLimits
-from solver.search.realise import BlockCache, Realised, memory_violations, realise, slo_violations
+from solver.search.realise import BlockCache, Realised, memory_violations, realise
 from solver.search.shapes import stage_shapes
 from solver.search.stages import StagesProblem, solve_stages
 from solver.specs.problem import ObjectiveName, Problem
@@ -286,7 +287,8 @@ class Loop:
             return StrategyCut(strategy, None)
         blocks = Blocks(load, factor, layout)
         figures = evaluate_times(self.leaves, strategy, packing, blocks)
-        if slo_violations(self.leaves, figures) or memory_violations(stage_ledgers(self.leaves, strategy, blocks)):
+        fits = not memory_violations(stage_ledgers(self.leaves, strategy, blocks))
+        if not fits or not is_within(limits_of(self.problem), figures):
             return StrategyCut(strategy, None)
         weights = self.utopia.weights(self.problem.objective.latency_weight) if self.utopia else (0, 0)
         return StrategyCut(strategy, objective_value(self.problem.objective.name, figures, weights))
