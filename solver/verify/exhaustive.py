@@ -390,9 +390,9 @@ class Enumeration:
     def _by_replica(self, batch: Survivors, name: ObjectiveName, claim: int) -> Survivors:
         """One configuration per number of replicas worth looking at."""
         least, most = batch.least, batch.most
-        slo = self.problem.workload.slo
-        fewer = name in FEWER_IS_BETTER or slo.min_efficiency is not None
-        more = self.num_sequences is None and slo.min_throughput is not None  # the limit asks for replicas
+        slo, free = self.problem.workload.slo, self.num_sequences is None
+        fewer = name in FEWER_IS_BETTER or (slo.min_efficiency is not None and not free)
+        more = slo.min_throughput is not None and free  # the limit asks for replicas
         if not fewer or (more and name != "gpus"):
             return self._with_replicas(batch, np.arange(len(most)), most)
         if more:  # as many as are better than the claim
