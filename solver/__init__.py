@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from solver.api import (
+        ParetoOptions,
         PlaceOptions,
         SolveOptions,
         calibrate,
         check,
         compare,
         evaluate,
+        pareto,
         place,
         placement,
         predict,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
         reference_problem,
         solve,
         verify,
+        verify_front,
     )
     from solver.ask import Ask
     from solver.audit import AuditReport, Claims
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     )
     from solver.expertmap import ExpertPlacement
     from solver.export import Export, ExportOptions, bench_script, export
+    from solver.front import Front, FrontPoint
     from solver.plan import Comparison, Evaluation, GpuRecord, NoPlan, Plan
     from solver.specs.hardware import Cluster, Gpu
     from solver.specs.llm import Llm
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
     from solver.specs.workload import Slo, Workload
     from solver.strategy import Strategy, parse_label
     from solver.verify import Verification
+    from solver.verify.front import FrontVerification
 
 __all__ = [
     "Ask",
@@ -62,6 +67,9 @@ __all__ = [
     "Export",
     "ExportError",
     "ExportOptions",
+    "Front",
+    "FrontPoint",
+    "FrontVerification",
     "Gpu",
     "GpuRecord",
     "Llm",
@@ -70,6 +78,7 @@ __all__ = [
     "NoPlan",
     "Objective",
     "OutputError",
+    "ParetoOptions",
     "Pins",
     "PlaceOptions",
     "Placing",
@@ -93,6 +102,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "pareto",
     "parse_label",
     "place",
     "placement",
@@ -102,16 +112,19 @@ __all__ = [
     "reference_problem",
     "solve",
     "verify",
+    "verify_front",
 ]
 
 _NAMES_OF_MODULE = {
     "solver.api": (
+        "ParetoOptions",
         "PlaceOptions",
         "SolveOptions",
         "calibrate",
         "check",
         "compare",
         "evaluate",
+        "pareto",
         "place",
         "placement",
         "predict",
@@ -119,6 +132,7 @@ _NAMES_OF_MODULE = {
         "reference_problem",
         "solve",
         "verify",
+        "verify_front",
     ),
     "solver.ask": ("Ask",),
     "solver.audit": ("AuditReport", "Claims"),
@@ -135,6 +149,7 @@ _NAMES_OF_MODULE = {
         "UnknownArchitectureError",
     ),
     "solver.export": ("Export", "ExportOptions", "bench_script", "export"),
+    "solver.front": ("Front", "FrontPoint"),
     "solver.plan": ("Comparison", "Evaluation", "GpuRecord", "NoPlan", "Plan"),
     "solver.expertmap": ("ExpertPlacement",),
     "solver.specs.hardware": ("Cluster", "Gpu"),
@@ -145,6 +160,7 @@ _NAMES_OF_MODULE = {
     "solver.specs.workload": ("Slo", "Workload"),
     "solver.strategy": ("Strategy", "parse_label"),
     "solver.verify": ("Verification",),
+    "solver.verify.front": ("FrontVerification",),
 }
 _MODULE_OF_NAME = {name: module for module, names in _NAMES_OF_MODULE.items() for name in names}
 

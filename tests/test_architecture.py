@@ -14,7 +14,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "units"}),
     frozenset({"specs"}),
     frozenset({"engines", "strategy", "degrees"}),
-    frozenset({"certificate", "plan", "expertmap"}),
+    frozenset({"certificate", "plan", "expertmap", "front"}),
     frozenset({"silicon"}),
     frozenset({"cost"}),
     frozenset({"search", "place", "verify", "audit", "fitting", "importer"}),
@@ -29,6 +29,7 @@ NEIGHBOURS = frozenset(
         ("strategy", "engines"),
         ("degrees", "engines"),
         ("plan", "certificate"),
+        ("front", "plan"),
         ("units", "errors"),
         ("search", "place"),
     }

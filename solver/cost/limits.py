@@ -85,3 +85,22 @@ def limit_violations(problem: Problem, figures: Figures) -> list[Violation]:
             sentence = f"{limit.words} is {limit.text(value, osl)}, {limit.asked(osl)}"
             found.append(Violation(limit.rule, sentence))
     return found
+
+
+def limited(problem: Problem, metric: ObjectiveName, at_most: int) -> Problem:
+    """The problem with a metric's objective integer limited, in the words that a caller would use.
+
+    Times become SLOs, rates least rates (an exact fraction), GPUs a budget. `at_most` must not loosen what is asked.
+    """
+    osl, workload = problem.workload.osl, problem.workload
+    if metric == "gpus":
+        return problem.model_copy(update={"gpus_at_most": at_most})
+    changes: dict[str, dict[str, object]] = {
+        "latency": {"request_latency": at_most},
+        "ttft": {"ttft": at_most},
+        "tpot": {"tpot": at_most},
+        "throughput": {"min_throughput": Fraction(osl * 10**9 * THROUGHPUT_SCALE, max(1, at_most))},
+        "efficiency": {"min_efficiency": Fraction(osl * 10**9, max(1, at_most))},
+    }
+    slo = workload.slo.model_copy(update=changes[metric])
+    return problem.model_copy(update={"workload": workload.model_copy(update={"slo": slo})})

@@ -11,11 +11,12 @@ from solver.cost.layers import Blocks
 from solver.cost.leaves import PPM, Leaves
 from solver.cost.ledger import stage_ledgers
 from solver.cost.limits import is_within, limits_of
-from solver.cost.metrics import Utopia, evaluate_times, objective_value
+from solver.cost.metrics import Figures, Utopia, evaluate_times, objective_value
 from solver.degrees import Domains
 from solver.search.bounds import Bounds
 from solver.search.pruning import Bools, Cells, beyond_limits, build_tables, cells_of
 from solver.search.realise import even_stages, memory_violations
+from solver.search.shared import Known
 from solver.specs.problem import Problem
 from solver.strategy import Packing, Strategy, canonical_mesh, packing_of, violations
 
@@ -52,6 +53,15 @@ class Scores:
         self.root = 0.0
         """Least sum of the phases' bounds over all shapes (of the most local layout)."""
         self._tokens = sequence_tokens(self.problem)
+        self._priced: dict[Strategy, Figures | None] = {}
+        self._rules = self.problem
+        self.starts: list[Strategy] = []
+        """Good strategies of earlier solves."""
+
+    def share(self, known: Known | None) -> None:
+        """Price no strategy twice that an earlier solve has priced."""
+        if known is not None:
+            self._priced, self._rules, self.starts = known.priced, known.base, known.starts(self._utopia)
 
     def cells(self, shapes: list[tuple[int, int, int, int]]) -> tuple[Cells, Cells]:
         """Lower bounds of both phases by shape and group size, each stage as local as it can be."""
@@ -72,7 +82,17 @@ class Scores:
         return self.known[strategy]
 
     def _score(self, strategy: Strategy) -> int | None:
-        if violations(self.problem, strategy):
+        if strategy not in self._priced:
+            self._priced[strategy] = self._figures(strategy)
+        figures = self._priced[strategy]
+        if figures is None or figures.gpus > self.problem.gpu_budget or not is_within(self._limits, figures):
+            return None
+        value = objective_value(self.problem.objective.name, figures, self._weights)
+        return value if self._admits is None or self._admits(strategy, value) else None
+
+    def _figures(self, strategy: Strategy) -> Figures | None:
+        """Metrics with the blocks at their bounds and even stages; None where a rule or the memory forbids it."""
+        if violations(self._rules, strategy):
             return None
         bins = strategy.replicas * strategy.attn_dp * strategy.micro_batches
         load = strategy.batch * self._tokens[-1]
@@ -81,14 +101,13 @@ class Scores:
         factor = self.bounds.lambda_ppm(strategy.moe_ep) if self.problem.llm.is_moe else 10**6
         blocks = Blocks(load, factor, even_stages(self.problem.llm.num_layers, strategy.pp))
         figures = evaluate_times(self.leaves, strategy, packing_of(self.problem, strategy), blocks)
-        if not is_within(self._limits, figures) or memory_violations(stage_ledgers(self.leaves, strategy, blocks)):
-            return None
-        value = objective_value(self.problem.objective.name, figures, self._weights)
-        return value if self._admits is None or self._admits(strategy, value) else None
+        return None if memory_violations(stage_ledgers(self.leaves, strategy, blocks)) else figures
 
 
 def find_incumbent(scores: Scores, shapes: list[tuple[int, int, int, int]]) -> Strategy | None:
     """Best strategy found by scoring the combinations with the lowest bounds and descending from the best few."""
+    if scores.starts:
+        return _best_descent(scores, scores.starts, shapes)
     best_of_start: dict[tuple[int, int], Strategy] = {}
     feasible = [0] * len(shapes)
     for s, batch, prefill_batch in _promising(scores, shapes):
@@ -103,6 +122,11 @@ def find_incumbent(scores: Scores, shapes: list[tuple[int, int, int, int]]) -> S
             key = (strategy.stage_gpus, strategy.pp)
             best_of_start[key] = _better(scores, best_of_start.get(key), strategy) or strategy
     starts = sorted(best_of_start.values(), key=lambda s: (scores.value(s), s.sort_key))
+    return _best_descent(scores, starts, shapes)
+
+
+def _best_descent(scores: Scores, starts: list[Strategy], shapes: list[tuple[int, int, int, int]]) -> Strategy | None:
+    """Best end of the descents from the best starts."""
     best: Strategy | None = None
     for start in starts[:MAX_STARTS]:
         found = _descend(scores, start, shapes)

@@ -24,6 +24,7 @@ from solver.search.incumbent import Scores, find_incumbent
 from solver.search.program import Program, ProgramResult, SearchLimits
 from solver.search.realise import BlockCache, Realised, memory_violations, realise
 from solver.search.shapes import stage_shapes
+from solver.search.shared import Known
 from solver.search.stages import StagesProblem, solve_stages
 from solver.specs.problem import ObjectiveName, Problem
 from solver.strategy import Strategy, packing_of
@@ -98,15 +99,16 @@ class Loop:
         on_progress: Callable[[Progress], None],
         utopia: Utopia | None,
         beyond: Beyond | None = None,
+        known: Known | None = None,
     ) -> None:
-        self.beyond = beyond
+        self.beyond, self.known = beyond, known
         self.started = time.monotonic()
         self.problem, self.limits, self.on_progress, self.utopia = problem, limits, on_progress, utopia
         self.deadline = self.started + (limits.time_s if limits.time_s is not None else 10**9)
-        self.leaves = Leaves(problem)
-        self.cache = BlockCache(self.leaves)
-        self.bounds = Bounds(problem)
-        self.outcome = Outcome("UNKNOWN", None, 0, domains_of(problem))
+        self.leaves = Leaves(problem) if known is None else known.leaves
+        self.cache = BlockCache(self.leaves) if known is None else known.cache
+        self.bounds = Bounds(problem) if known is None else known.bounds
+        self.outcome = Outcome("UNKNOWN", None, 0 if known is None else known.at_least, domains_of(problem))
 
     def run(self) -> Outcome:
         """Solve; Ctrl-C and the time limit end it with the best plan so far and its true gap."""
@@ -133,6 +135,7 @@ class Loop:
         begun = time.monotonic()
         admits = None if self.beyond is None else self.beyond.admits
         scores = Scores(self.leaves, self.outcome.domains, self.bounds, self.utopia, admits)
+        scores.share(self.known)
         strategy = find_incumbent(scores, shapes)
         if strategy is not None:
             self._keep(self._realise(strategy))
