@@ -59,6 +59,8 @@ class SolveOptions:
     ties: int = 0
     """List so many strategies of other degrees whose objective is within the calibration's error of the winner's; each
     is proved the next best by a solve of its own."""
+    alternatives: int = 0
+    """Rank so many plans of other degrees, each with its best knobs and placement, proved the next best."""
     on_progress: Callable[[Progress], None] | None = None
     """Called with objective, bound, gap and elapsed time whenever they improve."""
 
@@ -114,7 +116,7 @@ def solve(problem: Problem | None = None, options: SolveOptions | None = None) -
     from solver.search.run import SearchOptions, search
 
     options = options or SolveOptions()
-    how = SearchOptions(options.workers, options.seed, options.time_limit_s, options.ties)
+    how = SearchOptions(options.workers, options.seed, options.time_limit_s, options.ties, options.alternatives)
     return search(problem or reference_problem(), how, options.on_progress or (lambda _progress: None))
 
 

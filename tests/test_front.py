@@ -18,10 +18,10 @@ from solver.search.loop import Loop
 from solver.specs.problem import ObjectiveName
 
 SEEDS = range(400)
-CASES = 72
-MAX_SMALL = 44
+CASES = 64
+MAX_SMALL = 40
 """Cases with fewer than three points (none among them: nothing is feasible)."""
-MAX_LEGAL = 600
+MAX_LEGAL = 300
 """Legal strategies of the largest problem; every one is priced with every stage layout."""
 
 

@@ -42,6 +42,15 @@ Ties = Annotated[
         show_default=False,
     ),
 ]
+Alternatives = Annotated[
+    int,
+    typer.Option(
+        metavar="K",
+        help="Rank the K best plans of other degrees, each with its best knobs and placement, proved.",
+        rich_help_panel=HOW,
+        show_default=False,
+    ),
+]
 MAX_TIES = 100
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Be silent on stderr.", rich_help_panel=OUTPUT)]
 
@@ -53,6 +62,7 @@ def solve(
     workers: Workers = None,
     seed: Seed = 0,
     ties: Ties = 0,
+    alternatives: Alternatives = 0,
     out: Out = None,
     force: Force = False,
     as_json: Json = False,
@@ -64,7 +74,10 @@ def solve(
     Ctrl-C ended the search, with its true gap.
     """
     check_out(out, force=force)
-    options = _options(time_limit, workers, seed, ties)
+    options = search_options(time_limit, workers, seed)
+    for name, number in (("ties", ties), ("alternatives", alternatives)):
+        if not 0 <= number <= MAX_TIES:
+            raise SpecError(f"--{name} {number}: give a number of strategies from 0 to {MAX_TIES}")
     problem = ask.problem()
     from dataclasses import replace
 
@@ -73,7 +86,7 @@ def solve(
     from solver.report.progress import watch
 
     with watch(problem.objective.name, silent=no_progress) as on_progress:
-        answer = api.solve(problem, replace(options, on_progress=on_progress))
+        answer = api.solve(problem, replace(options, ties=ties, alternatives=alternatives, on_progress=on_progress))
     if isinstance(answer, Plan):
         _save(answer, out, force=force, silent=no_progress)
     elif out not in (None, STANDARD) and not no_progress:
@@ -85,8 +98,14 @@ def solve(
     raise typer.Exit(EXIT_OF_STATUS[answer.status])
 
 
-def _options(time_limit: float | None, workers: int | None, seed: int, ties: int) -> SolveOptions:
-    """How hard to look, checked."""
+def search_options(time_limit: float | None, workers: int | None, seed: int) -> SolveOptions:
+    """How hard to look, checked.
+
+    Raises
+    ------
+    SpecError
+        A number is out of range.
+    """
     from solver.api import SolveOptions
 
     if time_limit is not None and not (math.isfinite(time_limit) and 0 < time_limit <= 10**7):
@@ -95,9 +114,7 @@ def _options(time_limit: float | None, workers: int | None, seed: int, ties: int
         raise SpecError(f"--workers {workers}: give a number of threads from 1 to 1024")
     if not 0 <= seed < 2**31:
         raise SpecError(f"--seed {seed}: give a whole number from 0 to 2147483647")
-    if not 0 <= ties <= MAX_TIES:
-        raise SpecError(f"--ties {ties}: give a number of strategies from 0 to {MAX_TIES}")
-    return SolveOptions(workers=workers, seed=seed, time_limit_s=time_limit, ties=ties)
+    return SolveOptions(workers=workers, seed=seed, time_limit_s=time_limit)
 
 
 def _save(plan: Plan, out: str | None, *, force: bool, silent: bool) -> None:
@@ -111,12 +128,13 @@ def _show_answer(answer: object, out: str | None) -> None:
     """The answer for people on stdout."""
     from solver.cli import program
     from solver.plan import NoPlan, Plan
+    from solver.report.alternatives import show_alternatives
     from solver.report.answer import show_no_plan, show_plan
     from solver.report.terminal import terminal
 
     console = terminal()
     if isinstance(answer, Plan):
-        show_plan(console, answer, program(), out if out != STANDARD else None)
+        show_plan(console, answer, program(), out if out != STANDARD else None, show_alternatives)
     elif isinstance(answer, NoPlan):
         show_no_plan(console, answer)
 

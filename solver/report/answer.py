@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 
 from rich.console import Console
@@ -21,8 +22,13 @@ FIRST_RECORDS = 4
 RATE_OF_OBJECTIVE = {"throughput": "tokens/s", "efficiency": "tokens/s/GPU"}
 
 
-def show_plan(console: Console, plan: Plan, program: str, out: str | None) -> None:
-    """Everything an engineer needs to act on a plan; `program` and `out` make the next commands."""
+def show_plan(
+    console: Console, plan: Plan, program: str, out: str | None, also: Callable[[Console, Plan], None] | None = None
+) -> None:
+    """Everything an engineer needs to act on a plan; `program` and `out` make the next commands.
+
+    `also` shows what belongs after the proof.
+    """
     proof = "proved optimal" if plan.status == "OPTIMAL" else f"not proved, gap {_gap(plan.objective.gap)}"
     console.print(
         Text.assemble(
@@ -40,6 +46,8 @@ def show_plan(console: Console, plan: Plan, program: str, out: str | None) -> No
     show_times(console, plan.breakdown)
     show_memory(console, plan.memory)
     _proof(console, plan)
+    if also is not None:
+        also(console, plan)
     _runners_up(console, plan)
     _placement(console, plan)
     _remarks(console, "Warnings", plan.warnings, "yellow")
@@ -254,7 +262,9 @@ def _proof(console: Console, plan: Plan) -> None:
 
 
 def _runners_up(console: Console, plan: Plan) -> None:
-    shown = () if plan.ties is None else {tie.strategy.label for tie in plan.ties.tied}
+    shown = set() if plan.ties is None else {tie.strategy.label for tie in plan.ties.tied}
+    if plan.alternatives is not None:
+        shown |= {other.strategy.label for other in plan.alternatives.ranked}
     others = [other for other in plan.runners_up if other.label not in shown]
     if not others:
         return

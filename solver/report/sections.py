@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from solver.plan import Evaluation, Plan
 from solver.report.advice import collectives, recommendations
+from solver.report.alternatives import alternatives_blocks
 from solver.report.answer import limit_words, objective_text
 from solver.report.document import Block, Bullets, Chart, Document, Grid, Paragraph, Section
 from solver.report.terminal import plural, rate
@@ -36,6 +37,7 @@ def document_of(
         Section("Performance Optimization", tuple(_performance(plan))),
         Section("Communication Optimization", tuple(_communication(plan)), 3),
         *([Section("Comparison with a reference", tuple(_comparison(plan, reference)), 3)] if reference else []),
+        *([Section("Alternatives", tuple(alternatives_blocks(plan)), 3)] if plan.alternatives else []),
         Section("Implementation Details", ()),
         Section("Prefill Phase Strategy", (Bullets(_phase(plan, "prefill")),), 3),
         Section("Decode Phase Strategy", (Bullets(_phase(plan, "decode")),), 3),

@@ -61,7 +61,7 @@ class Scores:
     def share(self, known: Known | None) -> None:
         """Price no strategy twice that an earlier solve has priced."""
         if known is not None:
-            self._priced, self._rules, self.starts = known.priced, known.base, known.starts(self._utopia)
+            self._priced, self._rules, self.starts = known.priced, known.base, known.starts(self._utopia, self._admits)
 
     def cells(self, shapes: list[tuple[int, int, int, int]]) -> tuple[Cells, Cells]:
         """Lower bounds of both phases by shape and group size, each stage as local as it can be."""

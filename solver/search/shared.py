@@ -8,6 +8,7 @@ belong to one objective are left behind.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from solver.cost.leaves import Leaves
@@ -36,7 +37,7 @@ class Known:
     base: Problem
     """The problem whose rules the priced strategies were held against: this one, with a larger budget or no limit."""
 
-    def starts(self, utopia: Utopia | None) -> list[Strategy]:
+    def starts(self, utopia: Utopia | None, admits: Callable[[Strategy, int], bool] | None) -> list[Strategy]:
         """The best priced strategies that meet the limits, best first, one per stage size and depth."""
         problem = self.leaves.problem
         weights = utopia.weights(problem.objective.latency_weight) if utopia else (0, 0)
@@ -45,7 +46,10 @@ class Known:
             if figures is None or figures.gpus > problem.gpu_budget or not is_within(limits, figures):
                 continue
             key = (strategy.stage_gpus, strategy.pp)
-            found = (objective_value(problem.objective.name, figures, weights), strategy.sort_key, strategy)
+            value = objective_value(problem.objective.name, figures, weights)
+            if admits is not None and not admits(strategy, value):
+                continue
+            found = (value, strategy.sort_key, strategy)
             if key not in best or found[:2] < best[key][:2]:
                 best[key] = found
         return [strategy for _, _, strategy in sorted(best.values(), key=lambda found: found[:2])[:STARTS]]

@@ -94,13 +94,18 @@ class Outcome:
 class Enumeration:
     """The degree space of one problem."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, without: tuple[tuple[int, ...], ...] = ()) -> None:
+        """`without`: degrees of an instance (:attr:`Strategy.degrees`) that are left out of the space."""
         self.problem, self.leaves, self.blocks = problem, Leaves(problem), BlockBounds(problem)
         self.domains = domains_of(problem)
         llm = problem.llm
         self.kinds = llm.kinds
         self.kind_of_layer = [self.kinds.index(kind) for kind in llm.layers]
-        self.rows = {} if self.domains.is_empty else {pp: rows_of(problem, self.domains, pp) for pp in self.domains.pp}
+        self.rows = (
+            {}
+            if self.domains.is_empty
+            else {pp: rows_of(problem, self.domains, pp).without(without) for pp in self.domains.pp}
+        )
         self.batches = np.array(self.domains.batch, dtype=np.int64)
         self.prompts = np.array(self.domains.prefill_batch, dtype=np.int64)
         self.num_sequences = problem.workload.concurrency
