@@ -15,7 +15,7 @@ from solver.specs.spec import Spec, one_sentence
 
 METRICS: tuple[ObjectiveName, ...] = ("latency", "ttft", "tpot", "throughput", "efficiency", "gpus")
 """Metrics that a front may have."""
-MAX_FRONT_BYTES = 512 * 2**20
+MAX_FRONT_BYTES = 256 * 2**20
 
 FrontStatus = Literal["COMPLETE", "PARTIAL", "INFEASIBLE", "UNKNOWN"]
 """Every point is known, proved; some are; there is no plan at all, proved; nothing is known."""

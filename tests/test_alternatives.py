@@ -15,24 +15,21 @@ from solver.cost.metrics import Utopia, objective_value
 from solver.cost.terms import objective_terms
 from solver.plan import Alternatives
 from solver.search.loop import Loop
-from solver.specs.problem import OBJECTIVES, Problem
+from solver.specs.problem import OBJECTIVES
 
-ASKED = 4
-CASES = 48
-MAX_LEGAL = 350
+ASKED = 3
+SEEDS = (
+    0, 1, 5, 15, 16, 19, 33, 35, 37, 50, 59, 66, 87, 90, 101, 108, 113, 120, 123, 147, 183, 199, 206, 213, 300, 304, 314, 330, 344,
+    353, 356, 357, 372, 396, 405, 421, 439, 453, 460, 462, 489, 494, 497, 505, 522, 534, 542, 544, 562, 576, 580, 583,
+)  # fmt: skip
+"""Of the first 700, problems of at most 400 legal strategies with most combinations of degrees, seven per objective, and three small ones."""
 
 
-def ranked_by_enumeration(problem: Problem) -> list[int] | None:
-    """Best objective integer of every combination of degrees, ascending; None when the problem is too large."""
-    plans, legal = [], set()
-    for strategy, figures in every_plan(problem):
-        legal.add(strategy)
-        if len(legal) > MAX_LEGAL:
-            return None
-        if figures is not None:
-            plans.append((strategy.degrees, figures))
-    if not plans:
-        return []
+@cache
+def ranked_by_enumeration(seed: int) -> list[int]:
+    """Best objective integer of every combination of degrees, ascending."""
+    problem = draw(seed)
+    plans = [(strategy.degrees, figures) for strategy, figures in every_plan(problem) if figures is not None]
     weights = (0, 0)
     if problem.objective.name == "weighted":
         latency = min(figures.request_latency_ns for _, figures in plans)
@@ -46,22 +43,8 @@ def ranked_by_enumeration(problem: Problem) -> list[int] | None:
 
 
 @cache
-def cases() -> list[tuple[Problem, list[int]]]:
-    """Problems where at least two combinations of degrees have a plan."""
-    found: list[tuple[Problem, list[int]]] = []
-    for seed in range(1000, 1600):
-        problem = draw(seed)
-        values = ranked_by_enumeration(problem)
-        if values is not None and len(values) >= 2:
-            found.append((problem, values))
-        if len(found) == CASES:
-            break
-    return found
-
-
-@cache
-def plan_of(index: int) -> Plan:
-    plan = solve(cases()[index][0], SolveOptions(alternatives=ASKED))
+def plan_of(seed: int) -> Plan:
+    plan = solve(draw(seed), SolveOptions(alternatives=ASKED))
     assert isinstance(plan, Plan)
     return plan
 
@@ -71,9 +54,9 @@ def ranking(plan: Plan) -> Alternatives:
     return plan.alternatives
 
 
-@pytest.mark.parametrize("index", range(CASES))
-def test_the_ranks_are_those_of_enumeration(index: int) -> None:
-    values, plan = cases()[index][1], plan_of(index)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_ranks_are_those_of_enumeration(seed: int) -> None:
+    values, plan = ranked_by_enumeration(seed), plan_of(seed)
     ranked = ranking(plan)
     assert [plan.certificate.value, *(other.value for other in ranked.ranked)] == values[: ASKED + 1]
     assert [other.rank for other in ranked.ranked] == list(range(2, len(ranked.ranked) + 2))
@@ -85,19 +68,19 @@ def test_the_ranks_are_those_of_enumeration(index: int) -> None:
 
 
 def test_the_cases_have_every_objective() -> None:
-    assert {problem.objective.name for problem, _ in cases()} == set(OBJECTIVES)
-    assert sum(len(values) > ASKED for _, values in cases()) >= 5
+    assert {draw(seed).objective.name for seed in SEEDS} == set(OBJECTIVES)
+    assert {len(ranked_by_enumeration(seed)) > ASKED for seed in SEEDS} == {True, False}
 
 
 def test_the_exhaustive_judge_confirms_the_ranks() -> None:
-    for index in range(0, CASES, 8):
-        assert verify(plan_of(index), exhaustive=True).findings == ()
+    for seed in SEEDS[::8]:
+        assert verify(plan_of(seed), exhaustive=True).findings == ()
 
 
-@pytest.mark.parametrize("index", range(0, CASES, 4))
-def test_the_terms_add_up_to_the_objective(index: int) -> None:
+@pytest.mark.parametrize("seed", SEEDS[::4])
+def test_the_terms_add_up_to_the_objective(seed: int) -> None:
     # Times are rounded up to whole ns a few times a request: the sum of the terms is within a millionth of the integer.
-    plan = plan_of(index)
+    plan = plan_of(seed)
     stated = plan.certificate.utopia
     utopia = None if stated is None else Utopia(stated.latency_ns, stated.inverse_efficiency_ns)
     for each, value in ((plan, plan.certificate.value), *((other, other.value) for other in ranking(plan).ranked)):
@@ -114,7 +97,7 @@ def spoilt(plan: Plan, **values: object) -> Plan:
 
 def several() -> Plan:
     """A plan with at least two alternatives that are worse than it."""
-    plans = (plan_of(index) for index in range(CASES))
+    plans = (plan_of(seed) for seed in SEEDS)
     return next(p for p in plans if len(ranking(p).ranked) >= 2 and ranking(p).ranked[0].distance > 0.01)
 
 

@@ -76,12 +76,17 @@ def write_out(path: str, pieces: Iterable[str], *, force: bool) -> None:
         for piece in pieces:
             sys.stdout.write(piece)
         return
+    write_bytes(path, (piece.encode() for piece in pieces), force=force)
+
+
+def write_bytes(path: str, pieces: Iterable[bytes], *, force: bool) -> None:
+    """The same for bytes, and for files only."""
     check_out(path, force=force)
     target = Path(path).resolve()
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
     try:
         try:
-            with open(temporary, "x", encoding="utf-8", newline="\n") as file:
+            with open(temporary, "xb") as file:
                 file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())

@@ -8,7 +8,7 @@ import typer
 
 from solver.cli.files import STANDARD, read_text
 from solver.cli.options import asks
-from solver.cli.plans import Json, one_strategy, read_plan
+from solver.cli.plans import Json, one_strategy, plan_of
 from solver.errors import SpecError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON instead.")] = False,
 ) -> None:
-    """Judge a plan, or an expert placement, without the solver: every rule, metric and claim again.
+    """Judge a plan, a Pareto front, or an expert placement, without the solver: every rule, metric and claim again.
 
     Exit codes: 0 confirmed, 2 no plan document, 4 the judge convicts it.
     """
@@ -141,6 +141,8 @@ def verify(
     from dataclasses import asdict
 
     from solver import api
+    from solver.cli.pareto import is_front, verify_front
+    from solver.plan import MAX_PLAN_BYTES
     from solver.report.terminal import terminal
     from solver.report.verdict import show_verdict
 
@@ -148,7 +150,10 @@ def verify(
         from solver.cli.place import MAX_DOCUMENT_BYTES, verify_map
 
         verify_map(read_text(plan, MAX_DOCUMENT_BYTES), plan, loads or [], current, as_json=as_json)
-    document = read_plan(plan)
+    text = read_text(plan, MAX_PLAN_BYTES)
+    if is_front(text):
+        raise typer.Exit(verify_front(text, plan, exhaustive=exhaustive, as_json=as_json))
+    document = plan_of(text, plan)
     verdict = api.verify(document, exhaustive=exhaustive)
     if as_json:
         typer.echo(json.dumps(asdict(verdict), indent=2))

@@ -198,9 +198,22 @@ def read_plan(path: str) -> Plan:
     SpecError, PlanError
         It cannot be read, or is no plan document.
     """
-    from solver.plan import MAX_PLAN_BYTES, Plan
+    from solver.plan import MAX_PLAN_BYTES
 
-    return Plan.parse(read_text(path, MAX_PLAN_BYTES), "stdin" if path == STANDARD else path)
+    return plan_of(read_text(path, MAX_PLAN_BYTES), path)
+
+
+def plan_of(text: str, path: str) -> Plan:
+    """The plan of a text that was read from `path`.
+
+    Raises
+    ------
+    PlanError
+        It is no plan document.
+    """
+    from solver.plan import Plan
+
+    return Plan.parse(text, "stdin" if path == STANDARD else path)
 
 
 def placement(

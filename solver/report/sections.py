@@ -5,11 +5,13 @@ Titles are those of the deployment document that started the project, so that th
 
 from __future__ import annotations
 
+from solver.front import Front
 from solver.plan import Evaluation, Plan
 from solver.report.advice import collectives, recommendations
 from solver.report.alternatives import alternatives_blocks
 from solver.report.answer import limit_words, objective_text
 from solver.report.document import Block, Bullets, Chart, Document, Grid, Paragraph, Section
+from solver.report.fronts import front_section
 from solver.report.terminal import plural, rate
 from solver.units import short_bytes, short_ns
 from solver.verify import Verification
@@ -18,9 +20,13 @@ KIB = 1024
 
 
 def document_of(
-    plan: Plan, verdict: Verification, targets: tuple[str, ...], reference: Evaluation | None = None
+    plan: Plan,
+    verdict: Verification,
+    targets: tuple[str, ...],
+    reference: Evaluation | None = None,
+    front: Front | None = None,
 ) -> Document:
-    """The report of a plan; `targets` launch it, `reference` is a strategy to compare with."""
+    """The report of a plan; `targets` launch it, `reference` is a strategy to compare with, `front` shows rivals."""
     strategy, problem = plan.strategy, plan.problem
     sections = [
         Section("Executive Summary", tuple(_summary(plan, reference))),
@@ -38,6 +44,7 @@ def document_of(
         Section("Communication Optimization", tuple(_communication(plan)), 3),
         *([Section("Comparison with a reference", tuple(_comparison(plan, reference)), 3)] if reference else []),
         *([Section("Alternatives", tuple(alternatives_blocks(plan)), 3)] if plan.alternatives else []),
+        *([front_section(front)] if front is not None else []),
         Section("Implementation Details", ()),
         Section("Prefill Phase Strategy", (Bullets(_phase(plan, "prefill")),), 3),
         Section("Decode Phase Strategy", (Bullets(_phase(plan, "decode")),), 3),
