@@ -14,7 +14,8 @@ from solver.cost.limits import is_within, limits_of
 from solver.cost.metrics import Figures, Utopia, evaluate_times, objective_value
 from solver.degrees import Domains
 from solver.search.bounds import Bounds
-from solver.search.pruning import Bools, Cells, beyond_limits, build_tables, cells_of
+from solver.search.joint import Bools
+from solver.search.pruning import Cells, beyond_limits, build_tables, cells_of
 from solver.search.realise import even_stages, memory_violations
 from solver.search.shared import Known
 from solver.specs.problem import Problem
@@ -55,13 +56,14 @@ class Scores:
         self._tokens = sequence_tokens(self.problem)
         self._priced: dict[Strategy, Figures | None] = {}
         self._rules = self.problem
-        self.starts: list[Strategy] = []
-        """Good strategies of earlier solves."""
+        self.start: Strategy | None = None
+        """The best strategy of earlier solves."""
 
     def share(self, known: Known | None) -> None:
         """Price no strategy twice that an earlier solve has priced."""
         if known is not None:
-            self._priced, self._rules, self.starts = known.priced, known.base, known.starts(self._utopia, self._admits)
+            self._priced, self._rules = known.priced, known.base
+            self.start = known.start(self._utopia, self._admits)
 
     def cells(self, shapes: list[tuple[int, int, int, int]]) -> tuple[Cells, Cells]:
         """Lower bounds of both phases by shape and group size, each stage as local as it can be."""
@@ -106,8 +108,8 @@ class Scores:
 
 def find_incumbent(scores: Scores, shapes: list[tuple[int, int, int, int]]) -> Strategy | None:
     """Best strategy found by scoring the combinations with the lowest bounds and descending from the best few."""
-    if scores.starts:
-        return _best_descent(scores, scores.starts, shapes)
+    if scores.start is not None:
+        return _descend(scores, scores.start, shapes)
     best_of_start: dict[tuple[int, int], Strategy] = {}
     feasible = [0] * len(shapes)
     for s, batch, prefill_batch in _promising(scores, shapes):
@@ -122,11 +124,6 @@ def find_incumbent(scores: Scores, shapes: list[tuple[int, int, int, int]]) -> S
             key = (strategy.stage_gpus, strategy.pp)
             best_of_start[key] = _better(scores, best_of_start.get(key), strategy) or strategy
     starts = sorted(best_of_start.values(), key=lambda s: (scores.value(s), s.sort_key))
-    return _best_descent(scores, starts, shapes)
-
-
-def _best_descent(scores: Scores, starts: list[Strategy], shapes: list[tuple[int, int, int, int]]) -> Strategy | None:
-    """Best end of the descents from the best starts."""
     best: Strategy | None = None
     for start in starts[:MAX_STARTS]:
         found = _descend(scores, start, shapes)

@@ -143,8 +143,11 @@ class Program:
         """Cost tables of both phases, without the rows that a known plan's objective excludes."""
         tables = build_tables(self.leaves, self.domains, bounds, utopia, self.degrees.shapes, self.degrees.layout_rows)
         self.tables_digest = tables_digest(tables)
-        self.root_bound = prune(tables, self.degrees.shapes, upper)
+        pruned = prune(tables, self.domains, self.degrees.shapes, upper)
+        self.root_bound = pruned.root
         """No objective is below this: the cheapest stage shape in both phases."""
+        for pp, micro in pruned.dead:
+            self.model.add_bool_or([~self.degrees.pp.is_(pp), ~self.degrees.micro_batches.is_(micro)])
         return tables
 
     def _stages(self) -> StageVars:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from solver.cost.leaves import PPM, Leaves
 from solver.cost.limits import Limit, limits_of
@@ -18,11 +17,10 @@ from solver.cost.machine import Floats, Phase
 from solver.cost.metrics import Utopia
 from solver.degrees import Domains
 from solver.search.bounds import Bounds
+from solver.search.joint import Bools, Goals, Shape, Times, joint_bounds
 from solver.search.tables import MODES, Column, PhaseRates, PhaseTables, Rates, phase_modes, phase_rates
-from solver.specs.problem import AllReduce
+from solver.specs.problem import AllReduce, ObjectiveName
 
-Shape = tuple[int, int, int, int]
-Bools = npt.NDArray[np.bool_]
 OVERLAP = MODES.index("overlap")
 
 
@@ -70,20 +68,46 @@ def build_tables(
     return tables
 
 
-def prune(tables: list[PhaseTables], shapes: list[Shape], upper: int | None) -> int:
-    """Drop rows in place; `upper` is a known plan's objective. Returns a lower bound of every objective."""
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning proved."""
+
+    root: int
+    """No objective is below this."""
+    dead: tuple[tuple[int, int], ...]
+    """(stages, micro-batches) that no plan as good as the known one has."""
+
+
+def prune(tables: list[PhaseTables], domains: Domains, shapes: list[Shape], upper: int | None) -> Pruned:
+    """Drop rows in place; `upper` is a known plan's objective."""
+    leaves = tables[0].leaves
+    objective, limits = leaves.problem.objective.name, limits_of(leaves.problem)
     cells = [cells_of(phase, shapes) for phase in tables]
-    limits = limits_of(tables[0].leaves.problem)
     for cell, late in zip(cells, beyond_limits(tables, cells, limits), strict=True):
         cell.share[late] = np.inf
     cheapest = [cell.share.min(axis=(1, 2)) for cell in cells]
     root = float((cheapest[0] + cheapest[1]).min())
     if upper is None and not limits:
-        return int(root) if np.isfinite(root) else 0
+        return Pruned(int(root) if np.isfinite(root) else 0, ())
     highest = np.inf if upper is None else float(upper)
-    for phase, cell, other in zip(tables, cells, reversed(cheapest), strict=True):
-        _keep(phase, shapes, np.isfinite(cell.share) & (cell.share + other[:, None, None] <= highest))
-    return int(root) if np.isfinite(root) else 0
+    alive: list[Bools] = [
+        np.asarray(np.isfinite(cell.share) & (cell.share + other[:, None, None] <= highest))
+        for cell, other in zip(cells, reversed(cheapest), strict=True)
+    ]
+    least = [np.where(a, cell.time_ns, np.inf).min(axis=2) for a, cell in zip(alive, cells, strict=True)]
+    goals: dict[ObjectiveName, float] = {}
+    for limit in limits:
+        goals[limit.metric] = float(limit.at_most)
+    if upper is not None and objective != "weighted":
+        goals[objective] = min(highest, goals.get(objective, np.inf))
+    joint = joint_bounds(
+        leaves, domains, shapes, Times(least[0], least[1], cells[0].groups, cells[1].groups), Goals(goals, objective)
+    )
+    for phase, before, axis in zip(tables, alive, (2, 1), strict=True):
+        _keep(phase, shapes, before & np.expand_dims(np.any(joint.alive, axis=axis), 2))
+    if not joint.alive.any():
+        return Pruned(int(root) if np.isfinite(root) else 0, ())
+    return Pruned(int(max(root, joint.root)) if np.isfinite(root) else 0, joint.dead)
 
 
 def beyond_limits(tables: list[PhaseTables], cells: list[Cells], limits: tuple[Limit, ...]) -> list[Bools]:

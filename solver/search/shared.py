@@ -19,9 +19,6 @@ from solver.search.realise import BlockCache
 from solver.specs.problem import Problem
 from solver.strategy import Strategy
 
-STARTS = 3
-"""Priced strategies of different stage size or depth that a later solve starts from."""
-
 
 @dataclass(frozen=True)
 class Known:
@@ -37,22 +34,21 @@ class Known:
     base: Problem
     """The problem whose rules the priced strategies were held against: this one, with a larger budget or no limit."""
 
-    def starts(self, utopia: Utopia | None, admits: Callable[[Strategy, int], bool] | None) -> list[Strategy]:
-        """The best priced strategies that meet the limits, best first, one per stage size and depth."""
+    def start(self, utopia: Utopia | None, admits: Callable[[Strategy, int], bool] | None) -> Strategy | None:
+        """The best priced strategy that meets the limits."""
         problem = self.leaves.problem
         weights = utopia.weights(problem.objective.latency_weight) if utopia else (0, 0)
-        limits, best = limits_of(problem), dict[tuple[int, int], tuple[int, tuple[int, ...], Strategy]]()
+        limits, best = limits_of(problem), None
         for strategy, figures in self.priced.items():
             if figures is None or figures.gpus > problem.gpu_budget or not is_within(limits, figures):
                 continue
-            key = (strategy.stage_gpus, strategy.pp)
             value = objective_value(problem.objective.name, figures, weights)
             if admits is not None and not admits(strategy, value):
                 continue
             found = (value, strategy.sort_key, strategy)
-            if key not in best or found[:2] < best[key][:2]:
-                best[key] = found
-        return [strategy for _, _, strategy in sorted(best.values(), key=lambda found: found[:2])[:STARTS]]
+            if best is None or found[:2] < best[:2]:
+                best = found
+        return None if best is None else best[2]
 
 
 class Shared:
