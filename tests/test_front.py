@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from unittest import mock
 
+import jsonschema
 import pytest
 from command_line import SMALL, error_line, run
 from oracle import every_plan
@@ -234,6 +236,8 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert result.out.startswith("COMPLETE  request latency and efficiency: ")
     assert len(table.read_text().splitlines()) == len(front.points) + 1
     assert "<svg" in plot.read_text()
+    schema = json.loads(run("schema", "--document", "front").out)
+    jsonschema.Draft202012Validator(schema).validate(json.loads(out.read_text()))
     assert "exists already" in error_line(run("pareto", *FEW, "--out", out))
     told = run("verify", out)
     assert (told.code, told.out.split()[0]) == (0, "CONFIRMED")

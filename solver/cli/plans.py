@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from solver.api import SolveOptions
     from solver.ask import Ask
     from solver.plan import Plan
+    from solver.specs.spec import Spec
 
 EXIT_OF_STATUS = {"OPTIMAL": 0, "INFEASIBLE": 3, "FEASIBLE": 4, "UNKNOWN": 4}
 OUTPUT = "Output"
@@ -260,19 +261,24 @@ def _picture(form: str, plan: Plan) -> Iterable[str]:
 
 
 def schema(
+    document: Annotated[str, typer.Option(metavar="plan|front", help="Which document.")] = "plan",
     out: Annotated[str | None, typer.Option(metavar="FILE", help="Write to this file instead of stdout.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """JSON Schema of the plan document."""
+    """JSON Schema of the plan document, or of the front document."""
     check_out(out, force=force)
     import json
 
+    from solver.front import Front
     from solver.plan import Plan
 
-    document = {
+    records: dict[str, type[Spec]] = {"plan": Plan, "front": Front}
+    if document not in records:
+        raise SpecError(f"--document {document[:60]!r}: give plan or front")
+    text = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Plan.model_json_schema(mode="serialization"),
+        **records[document].model_json_schema(mode="serialization"),
     }
-    write_out(out or STANDARD, [json.dumps(document, indent=2), "\n"], force=force)
+    write_out(out or STANDARD, [json.dumps(text, indent=2), "\n"], force=force)
     if out is not None and out != STANDARD:
         print(f"schema written to {Path(out)}", file=sys.stderr)
