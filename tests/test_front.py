@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -150,6 +152,22 @@ def test_an_interrupt_keeps_what_is_proved_and_is_resumed(after: int) -> None:
     assert whole.points[: len(front.points[:1])] == front.points[:1]
     assert all(verify_front(snapshot).ok for snapshot in seen[:3])
     assert seen[-1].points == whole.points
+
+
+def test_ctrl_c_between_solves_is_heard() -> None:
+    # CP-SAT leaves the signal at its default action: without care a Ctrl-C after the first solve kills the process.
+    program = (
+        "import os, signal, time\n"
+        "from solver import Ask, solve\n"
+        "solve(Ask(llm='qwen3-30b-a3b', cluster='h200x8', isl=512, osl=64, concurrency='8', fix=('pp=1',)).problem())\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(5)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('heard')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "heard\n", done
 
 
 def test_no_time_leaves_nothing_but_says_so() -> None:

@@ -103,9 +103,8 @@ def _sentence(problem: Problem, rule: str, realised: Realised) -> str:
     for limit in limits_of(problem):
         if rule == limit.rule:
             best = limit.text(objective_value(limit.metric, figures), osl)
-            asked = f"at least {limit.text(limit.at_most, osl)} is asked" if limit.is_rate else (
-                f"the limit is {limit.text(limit.at_most, osl)}"
-            )  # fmt: skip
+            wanted = limit.text(limit.at_most, osl)
+            asked = f"at least {wanted} is asked" if limit.is_rate else f"the limit is {wanted}"
             return f"[{rule}] {asked}, but the best of all strategies ({label}) reaches {best}: relax it to that"
     if rule == "memory":
         fullest: StageLedger = max(realised.ledgers, key=lambda ledger: ledger.total_kib)

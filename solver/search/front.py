@@ -188,7 +188,9 @@ class FrontSearch:
         known = self.shared.known(problem, at_least)
         outcome = Loop(problem, limits, lambda _progress: None, None, known=known).run()
         if outcome.status not in ("OPTIMAL", "INFEASIBLE"):
-            raise _CutShortError("interrupt" if outcome.interrupted else "time limit")
+            most = self.options.limits.time_s  # CP-SAT answers Ctrl-C itself and says no more than that it stopped
+            late = most is not None and time.monotonic() - self._begun >= most
+            raise _CutShortError("time limit" if late and not outcome.interrupted else "interrupt")
         return outcome, time.monotonic() - begun
 
     @staticmethod

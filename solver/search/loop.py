@@ -21,6 +21,7 @@ from solver.cost.metrics import Utopia, evaluate_times, natural_value, objective
 from solver.degrees import Domains, domains_of
 from solver.search.bounds import Bounds, MemoryCut, StrategyCut
 from solver.search.incumbent import Scores, find_incumbent
+from solver.search.interrupts import hear_interrupts
 from solver.search.program import Program, ProgramResult, SearchLimits
 from solver.search.realise import BlockCache, Realised, memory_violations, realise
 from solver.search.shapes import stage_shapes
@@ -228,6 +229,7 @@ class Loop:
         begun = time.monotonic()
         realised = realise(self.cache, strategy, self.utopia, min(self.deadline, time.monotonic() + 30))
         self.outcome.blocks_s += time.monotonic() - begun
+        hear_interrupts()
         return realised
 
     def _keep(self, realised: Realised) -> None:
@@ -305,6 +307,7 @@ class Loop:
         begun = time.monotonic()
         result = call()
         self.outcome.program_s += time.monotonic() - begun
+        hear_interrupts()
         return result
 
     def _report(self, value: int | None, bound: int) -> None:
