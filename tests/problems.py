@@ -306,9 +306,7 @@ def _rates(rng: random.Random, osl: int, priced: list[tuple[Figures, int]]) -> d
     given: dict[str, str] = {}
     for name, unit, per_gpu in (("min_throughput", "tokens/s", False), ("min_efficiency", "tokens/s/GPU", True)):
         if rng.random() < 0.15:
-            rates = sorted(
-                Fraction(f.active * osl * 10**9, f.cycle_ns * (f.gpus if per_gpu else 1)) for f, _ in priced
-            )
+            rates = sorted(Fraction(f.active * osl * 10**9, f.cycle_ns * (f.gpus if per_gpu else 1)) for f, _ in priced)
             exact = rates[int(len(rates) * rng.random())] * rng.choice([Fraction(1), Fraction(1), Fraction(9, 10)])
             given[name] = f"{exact.numerator * 10**6 // exact.denominator or 1}/{10**6} {unit}"
     return given
