@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from solver.api import (
+        ParetoOptions,
         PlaceOptions,
         SolveOptions,
         calibrate,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         compare,
         deploy,
         evaluate,
+        pareto,
         place,
         placement,
         predict,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
         solve,
         verify,
         verify_deployment,
+        verify_front,
     )
     from solver.ask import Ask
     from solver.audit import AuditReport, Claims
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     )
     from solver.expertmap import ExpertPlacement
     from solver.export import Export, ExportOptions, bench_script, export
+    from solver.front import Front, FrontPoint
     from solver.plan import Comparison, Evaluation, GpuRecord, NoPlan, Plan
     from solver.specs.deploying import Deploying
     from solver.specs.hardware import Cluster, Gpu
@@ -56,6 +60,7 @@ if TYPE_CHECKING:
     from solver.sweep import Sweep, SweepOptions, sweep
     from solver.swept import Swept
     from solver.verify import Verification
+    from solver.verify.front import FrontVerification
 
 __all__ = [
     "Ask",
@@ -72,6 +77,9 @@ __all__ = [
     "Export",
     "ExportError",
     "ExportOptions",
+    "Front",
+    "FrontPoint",
+    "FrontVerification",
     "Gpu",
     "GpuRecord",
     "Llm",
@@ -80,6 +88,7 @@ __all__ = [
     "NoPlan",
     "Objective",
     "OutputError",
+    "ParetoOptions",
     "Pins",
     "PlaceOptions",
     "Placing",
@@ -108,6 +117,7 @@ __all__ = [
     "evaluate",
     "expand_deployment",
     "export",
+    "pareto",
     "parse_label",
     "place",
     "placement",
@@ -119,10 +129,12 @@ __all__ = [
     "sweep",
     "verify",
     "verify_deployment",
+    "verify_front",
 ]
 
 _NAMES_OF_MODULE = {
     "solver.api": (
+        "ParetoOptions",
         "PlaceOptions",
         "SolveOptions",
         "calibrate",
@@ -130,6 +142,7 @@ _NAMES_OF_MODULE = {
         "compare",
         "deploy",
         "evaluate",
+        "pareto",
         "place",
         "placement",
         "predict",
@@ -138,6 +151,7 @@ _NAMES_OF_MODULE = {
         "solve",
         "verify",
         "verify_deployment",
+        "verify_front",
     ),
     "solver.deployment": ("DeploymentPlan", "expand_deployment"),
     "solver.specs.deploying": ("Deploying",),
@@ -157,6 +171,7 @@ _NAMES_OF_MODULE = {
         "UnknownArchitectureError",
     ),
     "solver.export": ("Export", "ExportOptions", "bench_script", "export"),
+    "solver.front": ("Front", "FrontPoint"),
     "solver.plan": ("Comparison", "Evaluation", "GpuRecord", "NoPlan", "Plan"),
     "solver.expertmap": ("ExpertPlacement",),
     "solver.specs.hardware": ("Cluster", "Gpu"),
@@ -169,6 +184,7 @@ _NAMES_OF_MODULE = {
     "solver.sweep": ("Sweep", "SweepOptions", "sweep"),
     "solver.swept": ("Swept",),
     "solver.verify": ("Verification",),
+    "solver.verify.front": ("FrontVerification",),
 }
 _MODULE_OF_NAME = {name: module for module, names in _NAMES_OF_MODULE.items() for name in names}
 

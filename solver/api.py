@@ -10,25 +10,29 @@ from typing import TYPE_CHECKING, Literal
 from solver.audit import AuditReport, Claims, proposed_strategy
 from solver.audit import audit as _audit
 from solver.deployment import DeploymentPlan
-from solver.errors import StrategyError
+from solver.errors import PlanError, SpecError, StrategyError
 from solver.expertmap import ExpertPlacement
+from solver.front import Front, metric_pair
 from solver.plan import Comparison, Evaluation, GpuRecord, NoPlan, Plan, expand
 from solver.specs import catalog
 from solver.specs.calibration import Calibration
 from solver.specs.deploying import Deploying
 from solver.specs.measurements import Measurement, read_measurements, served_cluster
 from solver.specs.placing import Placing
-from solver.specs.problem import Objective, Pins, Problem
+from solver.specs.problem import Objective, ObjectiveName, Pins, Problem
 from solver.specs.windows import LoadWindow
 from solver.strategy import Strategy, parse_label
 from solver.verify import verify
 from solver.verify.deployment import verify_deployment
+from solver.verify.front import verify_front
 
 if TYPE_CHECKING:
     from solver.fitting.journey import CalibrationReport, Prediction
+    from solver.search.front import FrontProgress
     from solver.search.loop import Progress
 
 __all__ = [
+    "ParetoOptions",
     "PlaceOptions",
     "SolveOptions",
     "calibrate",
@@ -36,6 +40,7 @@ __all__ = [
     "compare",
     "deploy",
     "evaluate",
+    "pareto",
     "place",
     "placement",
     "predict",
@@ -44,6 +49,7 @@ __all__ = [
     "solve",
     "verify",
     "verify_deployment",
+    "verify_front",
 ]
 
 
@@ -59,8 +65,27 @@ class SolveOptions:
     ties: int = 0
     """List so many strategies of other degrees whose objective is within the calibration's error of the winner's; each
     is proved the next best by a solve of its own."""
+    alternatives: int = 0
+    """Rank so many plans of other degrees, each with its best knobs and placement, proved the next best."""
     on_progress: Callable[[Progress], None] | None = None
     """Called with objective, bound, gap and elapsed time whenever they improve."""
+
+
+@dataclass(frozen=True)
+class ParetoOptions:
+    """How far :func:`pareto` goes; every point is proved whatever is chosen here."""
+
+    points: int | None = None
+    """So many points at most, both ends and evenly spread between them; absent means the whole front."""
+    workers: int | None = None
+    """Threads of CP-SAT; absent means 1."""
+    seed: int = 0
+    time_limit_s: float | None = None
+    """Seconds; absent means until done."""
+    resume: Front | None = None
+    """A front of the same question to go on from; the judge examines its points first."""
+    on_progress: Callable[[FrontProgress], None] | None = None
+    """Called with every point that is found and every gap that is narrowed."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +126,7 @@ def solve(problem: Problem | None = None, options: SolveOptions | None = None) -
     from solver.search.run import SearchOptions, search
 
     options = options or SolveOptions()
-    how = SearchOptions(options.workers, options.seed, options.time_limit_s, options.ties)
+    how = SearchOptions(options.workers, options.seed, options.time_limit_s, options.ties, options.alternatives)
     return search(problem or reference_problem(), how, options.on_progress or (lambda _progress: None))
 
 
@@ -132,6 +157,51 @@ def deploy(
     how = SearchOptions(options.workers, options.seed, options.time_limit_s)
     sites = (problems,) if isinstance(problems, Problem) else tuple(problems)
     return run_deploy(sites, asked or Deploying(), how, options.on_progress or (lambda _progress: None))
+
+
+def pareto(
+    problem: Problem | None = None,
+    metrics: tuple[ObjectiveName, ObjectiveName] = ("latency", "throughput"),
+    options: ParetoOptions | None = None,
+) -> Front:
+    """The exact Pareto front of two metrics: plans of which none is as good as another in both and better in one.
+
+    Parameters
+    ----------
+    problem : the question, its objective ignored; the reference deployment when none is given
+    metrics : two of latency, ttft, tpot, throughput, efficiency and gpus
+
+    Returns a :class:`Front` with status COMPLETE (no point is missing, proved), PARTIAL (its gaps say where there may
+    be more), INFEASIBLE (no plan at all, proved) or UNKNOWN. Each point holds a proved :class:`Plan`.
+
+    Raises
+    ------
+    SpecError
+        The metrics make no front, fewer than two points are asked for, or `resume` is about another question.
+    PlanError
+        The judge convicts `resume`.
+    """
+    from solver.search.front import FrontOptions, FrontSearch
+    from solver.search.program import SearchLimits
+
+    options, problem = options or ParetoOptions(), problem or reference_problem()
+    if options.points is not None and options.points < 2:
+        raise SpecError(f"a front of {options.points} points is none; ask for at least 2")
+    first, second = metric_pair(*metrics, problem)
+    known = options.resume
+    if known is not None:
+        asked = problem.model_copy(update={"objective": Objective(name=first)})
+        if (known.first, known.second) != (first, second) or known.problem != asked:
+            raise SpecError(
+                f"the front to go on from is about {known.first} and {known.second} of problem "
+                f"{known.problem.digest[:12]}, not about {first} and {second} of {asked.digest[:12]}"
+            )
+        verdict = verify_front(known)
+        if not verdict.ok:
+            raise PlanError(f"the judge convicts the front to go on from: {verdict.findings[0]}")
+    how = FrontOptions(SearchLimits(options.workers or 1, options.seed, options.time_limit_s), options.points)
+    progress = options.on_progress or (lambda _progress: None)
+    return FrontSearch(problem, (first, second), how, progress, known).run()
 
 
 def place(windows: Sequence[LoadWindow], placing: Placing, options: PlaceOptions | None = None) -> ExpertPlacement:

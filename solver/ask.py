@@ -17,6 +17,7 @@ from solver.specs.hardware import Cluster
 from solver.specs.llm import Llm
 from solver.specs.operators import Operators
 from solver.specs.problem import Engine, Objective, ObjectiveName, Pins, Problem, Space
+from solver.specs.rates import PER_GPU, UNIT
 from solver.specs.spec import Spec
 from solver.specs.workload import Workload
 from solver.strategy import Strategy, parse_label
@@ -50,6 +51,10 @@ class Ask(Spec):
     """Text with a unit (``"2 s"``); replaces the workload's."""
     slo_tpot: str | None = None
     slo_latency: str | None = None
+    min_throughput: str | None = None
+    """Output tokens per second of the deployment at least, ``"12000"`` or ``"12000 tokens/s"``."""
+    min_efficiency: str | None = None
+    """Output tokens per second and GPU used at least, ``"300"`` or ``"300 tokens/s/GPU"``."""
     gpus: int | None = None
     """Use at most so many GPUs; absent means all of the cluster."""
     gpus_exact: int | None = None
@@ -205,6 +210,10 @@ def _workload(ask: Ask, llm: Llm) -> Workload:
     if changes:
         changes |= _provenance(ask, workload)
     limits = {"ttft": ask.slo_ttft, "tpot": ask.slo_tpot, "request_latency": ask.slo_latency}
+    for name, text, unit in (
+        ("min_throughput", ask.min_throughput, UNIT), ("min_efficiency", ask.min_efficiency, PER_GPU)
+    ):  # fmt: skip
+        limits[name] = text if text is None or "/" in text else f"{text} {unit}"
     given = {name: text for name, text in limits.items() if text is not None}
     if given:
         changes["slo"] = {**workload.slo.model_dump(), **given}

@@ -176,6 +176,43 @@ class Ties(Spec):
     """Whether it is proved that there is no other one (else the asked number, or the time limit, ended the list)."""
 
 
+class Difference(Spec):
+    """A cost term in which an alternative differs from the winner."""
+
+    term: str
+    share: float
+    """What the alternative spends on it more than the winner, as a share of the winner's objective; negative: less."""
+
+
+class Alternative(Spec):
+    """The best plan with other degrees than all better-ranked ones, complete with its placement."""
+
+    rank: Annotated[int, Field(ge=2)]
+    """Proved: so many combinations of degrees, this one included, have a plan that is as good or better."""
+    value: Natural
+    """Objective integer, in the certificate's unit."""
+    objective: float
+    """The same in the unit of the plan's objective."""
+    distance: Annotated[float, Field(ge=0)]
+    """How much larger the integer is than the winner's: 0.1 is a tenth more time (or time per token, or GPUs)."""
+    why: tuple[Difference, ...]
+    """The terms of the objective that differ most, largest first."""
+    strategy: PlannedStrategy
+    metrics: Metrics
+    breakdown: Breakdown
+    memory: tuple[StageLedger, ...]
+    placement: Placement
+
+
+class Alternatives(Spec):
+    """The next best plans of other degrees (attention TP and DP, expert TP and EP, stages), best first."""
+
+    asked: Natural
+    ranked: tuple[Alternative, ...]
+    complete: bool
+    """Whether it is proved that no other degrees have any plan."""
+
+
 class Plan(Spec):
     """One answer: proved (OPTIMAL), or the best found with its gap (FEASIBLE)."""
 
@@ -192,6 +229,7 @@ class Plan(Spec):
     runners_up: tuple[RunnerUp, ...] = ()
     closed_loop: ClosedLoopMetrics | None = None
     ties: Ties | None = None
+    alternatives: Alternatives | None = None
     operator_sources: tuple[OperatorSource, ...] = ()
     """What the times of this strategy rest on, by operator."""
     problem: Problem

@@ -66,6 +66,8 @@ RULES: dict[str, str] = {
     "slo-ttft": "TTFT is within its SLO",
     "slo-tpot": "TPOT is within its SLO",
     "slo-request-latency": "request latency is within its SLO",
+    "slo-throughput": "throughput is at least what is asked",
+    "slo-efficiency": "throughput per GPU is at least what is asked",
     "pin": "a decision the caller fixed has that value",
     "engine-mesh": "the engine can launch this rank order",
     "engine-alignment": "the engine puts equally many consecutive ranks of every group on each of its nodes",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from itertools import combinations, pairwise, product
 
@@ -280,10 +281,13 @@ class Bench:
     def in_time(self, figures: Figures) -> bool:
         """Whether every SLO holds."""
         slo = self.problem.workload.slo
+        rate = Fraction(figures.active * self.problem.workload.osl * 10**9, figures.cycle_ns)
         return (
             (slo.ttft is None or figures.ttft_ns <= slo.ttft)
             and (slo.tpot is None or figures.tpot_ns <= slo.tpot)
             and (slo.request_latency is None or figures.request_latency_ns <= slo.request_latency)
+            and (slo.min_throughput is None or rate >= slo.min_throughput)
+            and (slo.min_efficiency is None or rate / figures.gpus >= slo.min_efficiency)
         )
 
 

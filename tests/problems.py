@@ -7,6 +7,7 @@ networks are small, so that computation, bandwidth, latency and launches all mat
 from __future__ import annotations
 
 import random
+from fractions import Fraction
 from typing import Any
 
 from plans import CALIBRATION
@@ -294,9 +295,21 @@ def _limited(rng: random.Random, problem: Problem, priced: list[tuple[Figures, i
         if rng.random() < 0.2:
             values = sorted(getattr(figures, f"{name}_ns") for figures, _ in priced)
             slo[name] = f"{max(1, int(values[int(len(values) * rng.random())] * rng.choice([0.9, 1, 1, 1.1])))} ns"
+    slo |= _rates(random.Random(repr(rng.getstate())), problem.workload.osl, priced)
     if slo:
         changes["workload"] = Workload.read({**problem.workload.model_dump(), "slo": slo}, "test")
     return Problem(**{name: getattr(problem, name) for name in Problem.model_fields} | changes)
+
+
+def _rates(rng: random.Random, osl: int, priced: list[tuple[Figures, int]]) -> dict[str, str]:
+    """Least throughput and efficiency where they bind; drawn apart, so that they leave all other draws alone."""
+    given: dict[str, str] = {}
+    for name, unit, per_gpu in (("min_throughput", "tokens/s", False), ("min_efficiency", "tokens/s/GPU", True)):
+        if rng.random() < 0.15:
+            rates = sorted(Fraction(f.active * osl * 10**9, f.cycle_ns * (f.gpus if per_gpu else 1)) for f, _ in priced)
+            exact = rates[int(len(rates) * rng.random())] * rng.choice([Fraction(1), Fraction(1), Fraction(9, 10)])
+            given[name] = f"{exact.numerator * 10**6 // exact.denominator or 1}/{10**6} {unit}"
+    return given
 
 
 def _samples(rng: random.Random, problem: Problem) -> list[Strategy]:

@@ -15,7 +15,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"workers"}),
     frozenset({"specs"}),
     frozenset({"engines", "packing", "strategy", "degrees"}),
-    frozenset({"certificate", "plan", "expertmap", "deployment", "swept"}),
+    frozenset({"certificate", "plan", "expertmap", "deployment", "front", "swept"}),
     frozenset({"silicon"}),
     frozenset({"cost"}),
     frozenset({"search", "place", "verify", "audit", "fitting", "importer"}),
@@ -37,6 +37,7 @@ NEIGHBOURS = frozenset(
         ("deployment", "certificate"),
         ("swept", "plan"),
         ("swept", "certificate"),
+        ("front", "plan"),
         ("units", "errors"),
         ("search", "place"),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from fractions import Fraction
 from itertools import product
 
 import pytest
@@ -145,7 +146,10 @@ def best_layout(problem: Problem, strategy: Strategy, load: int, factor: int, ut
             continue
         f = evaluate_times(leaves, strategy, packing, blocks)
         limits = ((slo.ttft, f.ttft_ns), (slo.tpot, f.tpot_ns), (slo.request_latency, f.request_latency_ns))
-        if all(limit is None or value <= limit for limit, value in limits):
+        rate = Fraction(f.active * problem.workload.osl * 10**9, f.cycle_ns)
+        rates = ((slo.min_throughput, rate), (slo.min_efficiency, rate / f.gpus))
+        fast = all(least is None or value >= least for least, value in rates)
+        if fast and all(limit is None or value <= limit for limit, value in limits):
             values.append(objective_value(problem.objective.name, f, weights))
     return min(values, default=None)
 

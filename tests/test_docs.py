@@ -18,6 +18,7 @@ from solver.specs import catalog
 from solver.strategy import RULES
 from solver.verify import VERIFY_RULES
 from solver.verify.expert_map import MAP_RULES
+from solver.verify.front import FRONT_RULES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -115,6 +116,12 @@ def test_python_examples_of_expert_placement_run() -> None:
         exec(compile(body, str(page), "exec"), {})
 
 
+def test_python_examples_of_pareto_run() -> None:
+    page = ROOT / "docs/pareto.md"
+    for body in blocks(page, "python"):
+        exec(compile(body, str(page), "exec"), {})
+
+
 def listed(page: str, mark: str) -> dict[str, str]:
     """Rows of the two-column table between two marks: id -> text."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
@@ -129,6 +136,7 @@ def listed(page: str, mark: str) -> dict[str, str]:
         ("plan.md", "judge", {rule: text for rule, text in VERIFY_RULES.items() if rule not in RULES}),
         ("plan.md", "audit", AUDIT_RULES),
         ("expert-placement.md", "map-rules", MAP_RULES),
+        ("pareto.md", "front-rules", FRONT_RULES),
     ],
 )
 def test_every_rule_is_documented(page: str, mark: str, rules: dict[str, str]) -> None:

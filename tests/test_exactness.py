@@ -122,6 +122,8 @@ def test_the_problems_cover_every_feature() -> None:
             "several domains": p.cluster.num_domains > 1,
             "exact gpus": p.gpus_exact is not None,
             "slo": workload.slo != Slo(),
+            "least throughput": workload.slo.min_throughput is not None,
+            "least efficiency": workload.slo.min_efficiency is not None,
             "pins": bool(p.pins.given()),
             "speculative": workload.speculative is not None,
             "free concurrency": workload.concurrency is None,

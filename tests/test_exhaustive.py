@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import cache
 from itertools import combinations, pairwise, product
 from typing import Any
@@ -99,7 +100,7 @@ def least_busiest(counts: tuple[int, ...], capacities: tuple[int, ...]) -> int:
 def brute_force(problem: Problem, names: tuple[str, ...] = SINGLE) -> tuple[dict[str, int | None], int]:
     """Least objective integers over strategies, splits and placements, and the number of legal strategies."""
     leaves, best, count = Leaves(problem), dict.fromkeys(names), 0
-    slo = problem.workload.slo
+    slo, osl = problem.workload.slo, problem.workload.osl
     for strategy in every_strategy(problem):
         count += 1
         bins = strategy.replicas * strategy.attn_dp * strategy.micro_batches
@@ -110,6 +111,10 @@ def brute_force(problem: Problem, names: tuple[str, ...] = SINGLE) -> tuple[dict
             f = evaluate_times(leaves, strategy, packing_of(problem, strategy), blocks)
             limits = ((slo.ttft, f.ttft_ns), (slo.tpot, f.tpot_ns), (slo.request_latency, f.request_latency_ns))
             if any(limit is not None and value > limit for limit, value in limits):
+                continue
+            rate = Fraction(f.active * osl * 10**9, f.cycle_ns)
+            rates = ((slo.min_throughput, rate), (slo.min_efficiency, rate / f.gpus))
+            if any(least is not None and value < least for least, value in rates):
                 continue
             if any(ledger.total_kib > ledger.capacity_kib for ledger in stage_ledgers(leaves, strategy, blocks)):
                 continue
@@ -160,6 +165,19 @@ def test_all_knobs() -> None:
 
 def test_free_concurrency() -> None:
     agrees(tiny(workload=small_workload(isl=200, concurrency=None, slo={"tpot": "2 ms"})))
+
+
+@pytest.mark.parametrize("rate", ["min_throughput", "min_efficiency"])
+@pytest.mark.parametrize("concurrency", [None, 4])
+def test_least_rates(rate: str, concurrency: int | None) -> None:
+    # Where replicas are free and where they cost efficiency; the limit lies between the best and the worst plan.
+    loose = tiny(workload=small_workload(isl=200, concurrency=concurrency))
+    name = rate.removeprefix("min_")
+    found = Enumeration(loose).minimum(name)  # type: ignore[arg-type]
+    assert found is not None
+    best = loose.workload.osl * 10**9 * (1000 if name == "throughput" else 1)
+    least = f"{2 * best}/{3 * found.lower} tokens/s{'/GPU' if name == 'efficiency' else ''}"  # two thirds of the best
+    agrees(tiny(workload=small_workload(isl=200, concurrency=concurrency, slo={rate: least})))
 
 
 def test_uneven_sequences() -> None:

@@ -279,7 +279,7 @@ BROKEN: dict[str, tuple[Strategy, dict[str, Any]]] = {
         },
     ),
 }
-JUDGED_BY_COST = {"memory", "slo-ttft", "slo-tpot", "slo-request-latency"}
+JUDGED_BY_COST = {"memory", "slo-ttft", "slo-tpot", "slo-request-latency", "slo-throughput", "slo-efficiency"}
 
 
 @pytest.mark.parametrize("rule", BROKEN)
@@ -310,6 +310,14 @@ def test_every_rule_is_tested() -> None:
         ("slo-ttft", {"workload": small_workload(isl=100, concurrency=8, slo={"ttft": "1 us"})}),
         ("slo-tpot", {"workload": small_workload(isl=100, concurrency=8, slo={"tpot": "1 us"})}),
         ("slo-request-latency", {"workload": small_workload(isl=100, concurrency=8, slo={"request_latency": "1 us"})}),
+        (
+            "slo-throughput",
+            {"workload": small_workload(isl=100, concurrency=8, slo={"min_throughput": "1000000000 tokens/s"})},
+        ),
+        (
+            "slo-efficiency",
+            {"workload": small_workload(isl=100, concurrency=8, slo={"min_efficiency": "1000000000 tokens/s/GPU"})},
+        ),
     ],
 )
 def test_memory_and_slos_are_judged_with_the_cost(rule: str, changes: dict[str, Any]) -> None:

@@ -315,6 +315,14 @@ def latency_slo_broken(d: Document) -> None:
     d["problem"]["workload"]["slo"]["request_latency"] = "1 us"
 
 
+def throughput_slo_broken(d: Document) -> None:
+    d["problem"]["workload"]["slo"]["min_throughput"] = "1000000000 tokens/s"
+
+
+def efficiency_slo_broken(d: Document) -> None:
+    d["problem"]["workload"]["slo"]["min_efficiency"] = "1000000000 tokens/s/GPU"
+
+
 def bound_above_value(d: Document) -> None:
     d["certificate"]["bound"] += 1
 
@@ -435,6 +443,8 @@ MUTATIONS: list[tuple[Callable[[Document], None], str]] = [
     (ttft_slo_broken, "slo-ttft"),
     (tpot_slo_broken, "slo-tpot"),
     (latency_slo_broken, "slo-request-latency"),
+    (throughput_slo_broken, "slo-throughput"),
+    (efficiency_slo_broken, "slo-efficiency"),
     (bound_above_value, "bound"),
     (wrong_bound, "status"),
     (wrong_bound, "gap"),

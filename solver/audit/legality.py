@@ -11,10 +11,11 @@ from solver.cost.balance import UNITS, load_factor_ppm, sequence_tokens
 from solver.cost.layers import Blocks, PhaseTimes
 from solver.cost.leaves import PPM
 from solver.cost.ledger import stage_ledgers
+from solver.cost.limits import limits_of
 from solver.cost.machine import BYTES_PER_KIB
-from solver.cost.metrics import Figures, figures_of
+from solver.cost.metrics import Figures, figures_of, objective_value
 from solver.strategy import RULES, num_slots, packing_of
-from solver.units import short_bytes, short_ns
+from solver.units import short_bytes
 
 KNOWN_ITEMS = 3
 """Largest ledger items that a sentence names."""
@@ -158,22 +159,21 @@ def _memory(case: Case) -> Iterator[Finding]:
 
 
 def _slos(case: Case) -> Iterator[Finding]:
-    slo = case.problem.workload.slo
-    limits = {"ttft": slo.ttft, "tpot": slo.tpot, "request_latency": slo.request_latency}
-    if not any(limit is not None for limit in limits.values()):
+    limits, osl = limits_of(case.problem), case.problem.workload.osl
+    if not limits:
         return
     best, dealt = figures(case, best=True), figures(case, best=False)
-    for name, limit in limits.items():
-        if limit is None:
+    for limit in limits:
+        lower, usual = objective_value(limit.metric, best), objective_value(limit.metric, dealt)
+        impossible = not limit.holds(best)
+        severity: Severity = "error" if impossible or case.blocks is not None else "note"
+        if limit.holds(best) and limit.holds(dealt):
             continue
-        lower, usual = getattr(best, f"{name}_ns"), getattr(dealt, f"{name}_ns")
-        severity: Severity = "error" if lower > limit or case.blocks is not None else "note"
-        if max(lower, usual) > limit:
-            rule = f"slo-{name.replace('_', '-')}"
-            yield Finding(
-                rule=rule,
-                severity=severity,
-                title="Misses its SLO" if severity == "error" else "Meets its SLO only with a good placement",
-                sentence=f"The strategy breaks the rule {RULES[rule]!r}.",
-                arithmetic=f"{name} = {short_ns(lower if lower > limit else usual)}, the SLO is {short_ns(limit)}",
-            )
+        missed = lower if impossible else usual
+        yield Finding(
+            rule=limit.rule,
+            severity=severity,
+            title="Misses its SLO" if severity == "error" else "Meets its SLO only with a good placement",
+            sentence=f"The strategy breaks the rule {RULES[limit.rule]!r}.",
+            arithmetic=f"{limit.words} = {limit.text(missed, osl)}, {limit.asked(osl)}",
+        )

@@ -19,6 +19,7 @@ from solver.cli.calibrate import calibrate
 from solver.cli.catalog import catalog_app
 from solver.cli.deploy import bench_script, export, report
 from solver.cli.judge import check, verify
+from solver.cli.pareto import pareto
 from solver.cli.place import place
 from solver.cli.plans import evaluate, placement, schema, solve
 from solver.cli.pools import deploy
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 app.command()(solve)
 app.command()(deploy)
+app.command()(pareto)
 app.command()(evaluate)
 app.command()(check)
 app.command()(verify)

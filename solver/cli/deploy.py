@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from solver.cli.files import STANDARD, check_folder, check_out, read_text, write_folder, write_out
 from solver.cli.plans import read_plan
-from solver.errors import ExportError, ReportError
+from solver.errors import ExportError, PlanError, ReportError
+
+if TYPE_CHECKING:
+    from solver.front import Front
+    from solver.plan import Plan
 
 MAX_HOSTS_BYTES = 8 * 2**20
 
@@ -88,6 +92,9 @@ def report(
     compare: Annotated[
         str | None, typer.Option(metavar="LABEL", help="A strategy to compare with, as EP64-TP8-PP2-DP2.")
     ] = None,
+    front: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Front document of the same service, drawn beside it.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
     """A plan as a report: one HTML page that needs no network, or Markdown."""
@@ -102,9 +109,34 @@ def report(
         raise ReportError(f"--out {out[:80]!r}: end it with .html or .md")
     document = read_plan(plan)
     reference = None if compare is None else api.evaluate(document.problem, compare)
-    pages = document_of(document, api.verify(document), tuple(TARGETS), reference)
+    drawn = None if front is None else _front_of(front, document)
+    pages = document_of(document, api.verify(document), tuple(TARGETS), reference, drawn)
     text = html_page(pages, document) if out.lower().endswith(".html") else markdown(pages)
     write_out(out, [text], force=force)
+
+
+def _front_of(path: str, plan: Plan) -> Front:
+    """The front of a file, if it is about the plan's LLM, cluster and calibration, and the judge passes it.
+
+    Raises
+    ------
+    PlanError
+        It is about another service, or convicted.
+    """
+    from solver import api
+    from solver.cli.pareto import read_front
+
+    front = read_front(path)
+    theirs, ours = front.problem, plan.problem
+    if (theirs.llm, theirs.cluster, theirs.calibration) != (ours.llm, ours.cluster, ours.calibration):
+        raise PlanError(
+            f"{path} is a front of {theirs.llm.name} on {theirs.cluster.name}, the plan is of {ours.llm.name} on "
+            f"{ours.cluster.name}, or with another calibration"
+        )
+    verdict = api.verify_front(front)
+    if not verdict.ok:
+        raise PlanError(f"{path} is not drawn, because verify convicts the front: {verdict.findings[0]}")
+    return front
 
 
 def _port(port: int) -> int:

@@ -76,12 +76,16 @@ def write_out(path: str, pieces: Iterable[str], *, force: bool) -> None:
         for piece in pieces:
             sys.stdout.write(piece)
         return
+    write_bytes(path, (piece.encode() for piece in pieces), force=force)
+
+
+def write_bytes(path: str, pieces: Iterable[bytes], *, force: bool) -> None:
+    """The same for bytes, and for files only."""
     check_out(path, force=force)
     try:
         from solver.specs.files import write_whole
 
-        encoded = (piece.encode() for piece in pieces)
-        write_whole(Path(path).resolve(), encoded, lambda: check_out(path, force=force))
+        write_whole(Path(path).resolve(), pieces, lambda: check_out(path, force=force))
     except OSError as fault:
         raise OutputError(f"--out {path!r} cannot be written: {fault.strerror or fault}") from fault
 

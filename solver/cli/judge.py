@@ -8,7 +8,7 @@ import typer
 
 from solver.cli.files import STANDARD, read_text
 from solver.cli.options import asks
-from solver.cli.plans import Json, one_strategy, read_either
+from solver.cli.plans import Json, document_of, one_strategy
 from solver.errors import SpecError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON instead.")] = False,
 ) -> None:
-    """Judge a plan, a deployment, or an expert placement, without the solver: every rule, metric and claim again.
+    """Judge a plan, deployment, Pareto front or expert placement without the solver: every rule and claim again.
 
     Exit codes: 0 confirmed, 2 no plan document, 4 the judge convicts it.
     """
@@ -141,7 +141,8 @@ def verify(
     from dataclasses import asdict
 
     from solver import api
-    from solver.plan import Plan
+    from solver.cli.pareto import is_front, verify_front
+    from solver.plan import MAX_PLAN_BYTES, Plan
     from solver.report.terminal import terminal
     from solver.report.verdict import show_verdict
 
@@ -149,7 +150,10 @@ def verify(
         from solver.cli.place import MAX_DOCUMENT_BYTES, verify_map
 
         verify_map(read_text(plan, MAX_DOCUMENT_BYTES), plan, loads or [], current, as_json=as_json)
-    document = read_either(plan)
+    text = read_text(plan, MAX_PLAN_BYTES)
+    if is_front(text):
+        raise typer.Exit(verify_front(text, plan, exhaustive=exhaustive, as_json=as_json))
+    document = document_of(text, plan)
     if isinstance(document, Plan):
         verdict = api.verify(document, exhaustive=exhaustive)
     else:

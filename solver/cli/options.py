@@ -83,6 +83,12 @@ def _signature(
         str | None, _option(LIMITS, 'Time per output token at most, as in "50 ms".', metavar="TIME")
     ] = None,
     slo_latency: Annotated[str | None, _option(LIMITS, "Request latency at most.", metavar="TIME")] = None,
+    min_throughput: Annotated[
+        str | None, _option(LIMITS, "Output tokens per second of the deployment at least.", metavar="TOKENS/S")
+    ] = None,
+    min_efficiency: Annotated[
+        str | None, _option(LIMITS, "Output tokens per second and GPU at least.", metavar="TOKENS/S")
+    ] = None,
     gpus: Annotated[int | None, _option(LIMITS, "Use at most N GPUs of the cluster.", metavar="N")] = None,
     gpus_exact: Annotated[int | None, _option(LIMITS, "Use exactly N GPUs of the cluster.", metavar="N")] = None,
     engine: Annotated[

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from solver.ask import Ask
     from solver.deployment import DeploymentPlan
     from solver.plan import Plan
+    from solver.specs.spec import Spec
 
 EXIT_OF_STATUS = {"OPTIMAL": 0, "INFEASIBLE": 3, "FEASIBLE": 4, "UNKNOWN": 4}
 OUTPUT = "Output"
@@ -43,6 +44,15 @@ Ties = Annotated[
         show_default=False,
     ),
 ]
+Alternatives = Annotated[
+    int,
+    typer.Option(
+        metavar="K",
+        help="Rank the K best plans of other degrees, each with its best knobs and placement, proved.",
+        rich_help_panel=HOW,
+        show_default=False,
+    ),
+]
 MAX_TIES = 100
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Be silent on stderr.", rich_help_panel=OUTPUT)]
 
@@ -54,6 +64,7 @@ def solve(
     workers: Workers = None,
     seed: Seed = 0,
     ties: Ties = 0,
+    alternatives: Alternatives = 0,
     out: Out = None,
     force: Force = False,
     as_json: Json = False,
@@ -65,7 +76,10 @@ def solve(
     Ctrl-C ended the search, with its true gap.
     """
     check_out(out, force=force)
-    options = solve_options(time_limit, workers, seed, ties)
+    options = search_options(time_limit, workers, seed)
+    for name, number in (("ties", ties), ("alternatives", alternatives)):
+        if not 0 <= number <= MAX_TIES:
+            raise SpecError(f"--{name} {number}: give a number of strategies from 0 to {MAX_TIES}")
     problem = ask.problem()
     from dataclasses import replace
 
@@ -74,7 +88,7 @@ def solve(
     from solver.report.progress import watch
 
     with watch(problem.objective.name, silent=no_progress) as on_progress:
-        answer = api.solve(problem, replace(options, on_progress=on_progress))
+        answer = api.solve(problem, replace(options, ties=ties, alternatives=alternatives, on_progress=on_progress))
     if isinstance(answer, Plan):
         _save(answer, out, force=force, silent=no_progress)
     elif out not in (None, STANDARD) and not no_progress:
@@ -86,8 +100,14 @@ def solve(
     raise typer.Exit(EXIT_OF_STATUS[answer.status])
 
 
-def solve_options(time_limit: float | None, workers: int | None, seed: int, ties: int) -> SolveOptions:
-    """How hard to look, checked."""
+def search_options(time_limit: float | None, workers: int | None, seed: int) -> SolveOptions:
+    """How hard to look, checked.
+
+    Raises
+    ------
+    SpecError
+        A number is out of range.
+    """
     from solver.api import SolveOptions
 
     if time_limit is not None and not (math.isfinite(time_limit) and 0 < time_limit <= 10**7):
@@ -96,9 +116,7 @@ def solve_options(time_limit: float | None, workers: int | None, seed: int, ties
         raise SpecError(f"--workers {workers}: give a number of threads from 1 to 1024")
     if not 0 <= seed < 2**31:
         raise SpecError(f"--seed {seed}: give a whole number from 0 to 2147483647")
-    if not 0 <= ties <= MAX_TIES:
-        raise SpecError(f"--ties {ties}: give a number of strategies from 0 to {MAX_TIES}")
-    return SolveOptions(workers=workers, seed=seed, time_limit_s=time_limit, ties=ties)
+    return SolveOptions(workers=workers, seed=seed, time_limit_s=time_limit)
 
 
 def _save(plan: Plan, out: str | None, *, force: bool, silent: bool) -> None:
@@ -112,12 +130,13 @@ def _show_answer(answer: object, out: str | None) -> None:
     """The answer for people on stdout."""
     from solver.cli import program
     from solver.plan import NoPlan, Plan
+    from solver.report.alternatives import show_alternatives
     from solver.report.answer import show_no_plan, show_plan
     from solver.report.terminal import terminal
 
     console = terminal()
     if isinstance(answer, Plan):
-        show_plan(console, answer, program(), out if out != STANDARD else None)
+        show_plan(console, answer, program(), out if out != STANDARD else None, show_alternatives)
     elif isinstance(answer, NoPlan):
         show_no_plan(console, answer)
 
@@ -181,9 +200,22 @@ def read_plan(path: str) -> Plan:
     SpecError, PlanError
         It cannot be read, or is no plan document.
     """
-    from solver.plan import MAX_PLAN_BYTES, Plan
+    from solver.plan import MAX_PLAN_BYTES
 
-    return Plan.parse(read_text(path, MAX_PLAN_BYTES), "stdin" if path == STANDARD else path)
+    return plan_of(read_text(path, MAX_PLAN_BYTES), path)
+
+
+def plan_of(text: str, path: str) -> Plan:
+    """The plan of a text that was read from `path`.
+
+    Raises
+    ------
+    PlanError
+        It is no plan document.
+    """
+    from solver.plan import Plan
+
+    return Plan.parse(text, "stdin" if path == STANDARD else path)
 
 
 def read_either(path: str) -> Plan | DeploymentPlan:
@@ -194,19 +226,30 @@ def read_either(path: str) -> Plan | DeploymentPlan:
     SpecError, PlanError
         It cannot be read, or is neither.
     """
+    from solver.plan import MAX_PLAN_BYTES
+
+    return document_of(read_text(path, MAX_PLAN_BYTES), path)
+
+
+def document_of(text: str, path: str) -> Plan | DeploymentPlan:
+    """The plan, or the deployment, of a text that was read from `path`.
+
+    Raises
+    ------
+    PlanError
+        It is neither.
+    """
     import json
 
     from solver.deployment import DeploymentPlan
-    from solver.plan import MAX_PLAN_BYTES, Plan
 
-    text, where = read_text(path, MAX_PLAN_BYTES), "stdin" if path == STANDARD else path
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
         document = None  # the plan's own reader says what is wrong
     if isinstance(document, dict) and document.get("kind") == "deployment":
-        return DeploymentPlan.parse(text, where)
-    return Plan.parse(text, where)
+        return DeploymentPlan.parse(text, "stdin" if path == STANDARD else path)
+    return plan_of(text, path)
 
 
 def placement(
@@ -263,24 +306,25 @@ def _picture(form: str, plan: Plan) -> Iterable[str]:
 
 
 def schema(
-    kind: Annotated[str, typer.Option("--of", metavar="plan|deployment", help="Which document.")] = "plan",
+    document: Annotated[str, typer.Option(metavar="plan|deployment|front", help="Which document.")] = "plan",
     out: Annotated[str | None, typer.Option(metavar="FILE", help="Write to this file instead of stdout.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """JSON Schema of the plan document, or of the deployment document."""
+    """JSON Schema of the plan, deployment or front document."""
     check_out(out, force=force)
     import json
 
     from solver.deployment import DeploymentPlan
+    from solver.front import Front
     from solver.plan import Plan
 
-    documents: dict[str, type[Plan] | type[DeploymentPlan]] = {"plan": Plan, "deployment": DeploymentPlan}
-    if kind not in documents:
-        raise SpecError(f"--of {kind[:60]!r}: give one of {', '.join(documents)}")
-    document = {
+    records: dict[str, type[Spec]] = {"plan": Plan, "deployment": DeploymentPlan, "front": Front}
+    if document not in records:
+        raise SpecError(f"--document {document[:60]!r}: give one of {', '.join(records)}")
+    text = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **documents[kind].model_json_schema(mode="serialization"),
+        **records[document].model_json_schema(mode="serialization"),
     }
-    write_out(out or STANDARD, [json.dumps(document, indent=2), "\n"], force=force)
+    write_out(out or STANDARD, [json.dumps(text, indent=2), "\n"], force=force)
     if out is not None and out != STANDARD:
         print(f"schema written to {Path(out)}", file=sys.stderr)

@@ -18,7 +18,7 @@ from solver.cli.plans import (
     Seed,
     TimeLimit,
     Workers,
-    solve_options,
+    search_options,
 )
 from solver.errors import SpecError
 
@@ -77,7 +77,7 @@ def deploy(
     Every slot is busy: the concurrency of the workload is not used. Exit codes as for solve.
     """
     check_out(out, force=force)
-    options = solve_options(time_limit, workers, seed, 0)
+    options = search_options(time_limit, workers, seed)
     sites, prices = _sites(ask, price or [])
     from dataclasses import replace
 

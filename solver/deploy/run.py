@@ -350,5 +350,11 @@ def check_question(problem: Problem) -> None:
         raise SpecError(f"a deployment decides every degree: leave out {name} = {value} (solve takes it)")
     if problem.gpus_exact is not None:
         raise SpecError(f"a deployment uses at most so many GPUs: give --gpus {problem.gpus_exact} instead of exactly")
+    slo = problem.workload.slo
+    if slo.min_throughput is not None or slo.min_efficiency is not None:
+        raise SpecError(
+            "a least throughput or efficiency is a limit of solve; a deployment is sized by the requests per second that "
+            "it must serve"
+        )
     if problem.role != "aggregated":
         raise SpecError(f"the role {problem.role} is one pool; a deployment decides the roles of its instances")

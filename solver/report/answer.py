@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 
 from rich.console import Console
 from rich.text import Text
 
+from solver.cost.limits import limits_of
 from solver.cost.metrics import error_band
 from solver.plan import ClosedLoopMetrics, Evaluation, Metrics, NoPlan, ObjectiveClaim, Plan, PlannedStrategy, expand
 from solver.report.placement import experts_text, sequences_text
@@ -20,8 +22,13 @@ FIRST_RECORDS = 4
 RATE_OF_OBJECTIVE = {"throughput": "tokens/s", "efficiency": "tokens/s/GPU"}
 
 
-def show_plan(console: Console, plan: Plan, program: str, out: str | None) -> None:
-    """Everything an engineer needs to act on a plan; `program` and `out` make the next commands."""
+def show_plan(
+    console: Console, plan: Plan, program: str, out: str | None, also: Callable[[Console, Plan], None] | None = None
+) -> None:
+    """Everything an engineer needs to act on a plan; `program` and `out` make the next commands.
+
+    `also` shows what belongs after the proof.
+    """
     proof = "proved optimal" if plan.status == "OPTIMAL" else f"not proved, gap {_gap(plan.objective.gap)}"
     console.print(
         Text.assemble(
@@ -39,6 +46,8 @@ def show_plan(console: Console, plan: Plan, program: str, out: str | None) -> No
     show_times(console, plan.breakdown)
     show_memory(console, plan.memory)
     _proof(console, plan)
+    if also is not None:
+        also(console, plan)
     _runners_up(console, plan)
     _placement(console, plan)
     _remarks(console, "Warnings", plan.warnings, "yellow")
@@ -130,6 +139,15 @@ def objective_text(claim: ObjectiveClaim, value: float) -> str:
     return plural(round(value), "GPU") if claim.name == "gpus" else f"{value:,.6g}"
 
 
+def limit_words(problem: Problem) -> list[str]:
+    """Every SLO as ``TTFT <= 2 s`` or ``throughput >= 1,200 tokens/s``."""
+    osl, words = problem.workload.osl, []
+    for limit in limits_of(problem):
+        value = limit.text(limit.at_most, osl) if limit.is_rate else short_ns(limit.at_most)
+        words.append(f"{limit.words} {'>=' if limit.is_rate else '<='} {value}")
+    return words
+
+
 def _gap(gap: float) -> str:
     return "0" if gap == 0 else f"{gap:.2%}"
 
@@ -146,17 +164,10 @@ def _question(console: Console, problem: Problem) -> None:
     low, high = workload.prompt_lengths[0], workload.longest_isl
     lengths = f"{high}" if low == high else f"{low} to {high}"
     many = "free concurrency" if workload.concurrency is None else f"{workload.concurrency} concurrent"
-    slo = [
-        f"{name} <= {short_ns(limit)}"
-        for name, limit in (
-            ("TTFT", workload.slo.ttft), ("TPOT", workload.slo.tpot), ("latency", workload.slo.request_latency)
-        )
-        if limit is not None
-    ]  # fmt: skip
     pins = [f"{name} = {value} fixed" for name, value in problem.pins.given().items()]
     parts = [
         f"{problem.llm.name} on {plural(cluster.num_gpus, f'{cluster.gpu.name} GPU')}",
-        f"{lengths} tokens in, {workload.osl} out, {many}", *slo, *pins,
+        f"{lengths} tokens in, {workload.osl} out, {many}", *limit_words(problem), *pins,
         *([] if problem.engine == "any" else [f"engine {problem.engine}"]),
     ]  # fmt: skip
     console.print(Text("; ".join(parts), style="dim"))
@@ -253,7 +264,9 @@ def _proof(console: Console, plan: Plan) -> None:
 
 
 def _runners_up(console: Console, plan: Plan) -> None:
-    shown = () if plan.ties is None else {tie.strategy.label for tie in plan.ties.tied}
+    shown = set() if plan.ties is None else {tie.strategy.label for tie in plan.ties.tied}
+    if plan.alternatives is not None:
+        shown |= {other.strategy.label for other in plan.alternatives.ranked}
     others = [other for other in plan.runners_up if other.label not in shown]
     if not others:
         return

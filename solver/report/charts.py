@@ -38,7 +38,24 @@ def chart_svg(kind: str, plan: Plan) -> str | None:
     ReportError
         matplotlib is not installed.
     """
-    draw = DRAWN[kind]
+    drawn = False
+
+    def draw(axes: Axes) -> None:
+        nonlocal drawn
+        drawn = DRAWN[kind](axes, plan)
+
+    svg = axes_svg(kind, draw)
+    return svg if drawn else None
+
+
+def axes_svg(kind: str, draw: Callable[[Axes], None]) -> str:
+    """What `draw` puts on one pair of axes, as SVG text; `kind` keeps its ids apart from those of other charts.
+
+    Raises
+    ------
+    ReportError
+        matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -49,8 +66,7 @@ def chart_svg(kind: str, plan: Plan) -> str | None:
 
     with rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(8.6, 3.0), layout="constrained")
-        if not draw(figure.add_subplot(), plan):
-            return None
+        draw(figure.add_subplot())
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()

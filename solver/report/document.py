@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -36,7 +37,15 @@ class Chart:
     title: str
 
 
-Block = Paragraph | Bullets | Grid | Chart
+@dataclass(frozen=True)
+class Drawing:
+    """A picture that knows how to draw itself as SVG, in HTML only."""
+
+    title: str
+    svg: Callable[[], str]
+
+
+Block = Paragraph | Bullets | Grid | Chart | Drawing
 
 
 @dataclass(frozen=True)

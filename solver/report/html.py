@@ -8,7 +8,7 @@ from importlib import resources
 
 from solver.plan import Plan, expand
 from solver.report.charts import chart_svg, mean_rank_loads
-from solver.report.document import Block, Bullets, Chart, Document, Grid, Paragraph, Section
+from solver.report.document import Block, Bullets, Chart, Document, Drawing, Grid, Paragraph, Section
 from solver.report.terminal import compact
 
 MAX_MAPPED = 16384
@@ -64,6 +64,8 @@ def _block(block: Block, plan: Plan) -> str:
         return "<ul>" + "".join(f"<li>{escape.escape(item)}</li>" for item in block.items) + "</ul>"
     if isinstance(block, Chart):
         return _chart(block, plan)
+    if isinstance(block, Drawing):
+        return _figure(block.title, block.svg())
     return _table(block)
 
 
@@ -88,7 +90,11 @@ def _chart(chart: Chart, plan: Plan) -> str:
     svg = chart_svg(chart.kind, plan)
     if svg is None:
         return ""
-    title = escape.escape(chart.title)
+    return _figure(chart.title, svg)
+
+
+def _figure(text: str, svg: str) -> str:
+    title = escape.escape(text)
     return f"<figure role='img' aria-label='{title}'><figcaption>{title}</figcaption>{svg}</figure>"
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from solver.report.document import Block, Bullets, Chart, Document, Grid, Paragraph
+from solver.report.document import Block, Bullets, Chart, Document, Drawing, Grid, Paragraph
 
 
 def markdown(document: Document) -> str:
     """The whole document; charts are left out (their numbers are in the tables)."""
     lines = [f"# {_escaped(document.title)}", "", f"`{document.subtitle}`", ""]
     for section in document.sections:
-        if section.blocks and all(isinstance(block, Chart) for block in section.blocks):
+        if section.blocks and all(isinstance(block, Chart | Drawing) for block in section.blocks):
             continue
         lines += [f"{'#' * section.level} {_escaped(section.title)}", ""]
         for block in section.blocks:
-            lines += [*_block(block), ""] if not isinstance(block, Chart) else []
+            lines += [*_block(block), ""] if not isinstance(block, Chart | Drawing) else []
     return "\n".join(lines).rstrip() + "\n"
 
 

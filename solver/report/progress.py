@@ -12,10 +12,13 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from solver.report.terminal import terminal
+from solver.cost.metrics import NATURAL_UNITS, natural_value
+from solver.report.terminal import plural, terminal
+from solver.specs.problem import ObjectiveName
 from solver.units import short_ns
 
 if TYPE_CHECKING:
+    from solver.search.front import FrontProgress
     from solver.search.loop import Progress
 
 PIPED_SECONDS = 5.0
@@ -91,3 +94,59 @@ def _occasional(console: Console, objective: str) -> Callable[[Progress], None]:
             print(progress_text(objective, progress, progress.elapsed_s), file=console.file, flush=True)
 
     return report
+
+
+def front_text(progress: FrontProgress | None, elapsed_s: float) -> str:
+    """Points, gaps, solves and the point found last in one line."""
+    if progress is None:
+        return f"front: the first end, {elapsed_s:.1f} s"
+    latest = ""
+    if progress.latest is not None:
+        pairs = ((progress.first, progress.latest.first), (progress.second, progress.latest.second))
+        latest = ", ".join(_metric(metric, integer, progress.osl) for metric, integer in pairs)
+        latest = f"  latest {latest}"
+    return (
+        f"front: {plural(progress.points, 'point')}, {plural(progress.gaps, 'gap')}, "
+        f"{plural(progress.solves, 'solve')}{latest}  {elapsed_s:.1f} s"
+    )
+
+
+def _metric(metric: ObjectiveName, integer: int, osl: int) -> str:
+    natural = natural_value(metric, integer, osl)
+    return short_ns(natural) if NATURAL_UNITS[metric] == "ns" else f"{natural:,.5g} {NATURAL_UNITS[metric]}"
+
+
+class _FrontLine:
+    """A live line whose clock runs between two points."""
+
+    def __init__(self) -> None:
+        self.progress: FrontProgress | None = None
+        self.begun = time.monotonic()
+        self.spinner = Spinner("line")
+
+    def __rich__(self) -> Spinner:
+        words = front_text(self.progress, time.monotonic() - self.begun)
+        self.spinner.update(text=Text(words, overflow="ellipsis", no_wrap=True))
+        return self.spinner
+
+
+@contextmanager
+def watch_front(*, silent: bool) -> Iterator[Callable[[FrontProgress], None]]:
+    """The same for a front."""
+    if silent:
+        yield lambda _progress: None
+        return
+    console, line, last = terminal(err=True), _FrontLine(), time.monotonic()
+
+    def report(progress: FrontProgress) -> None:
+        nonlocal last
+        line.progress = progress
+        if not console.is_terminal and time.monotonic() - last >= PIPED_SECONDS:
+            last = time.monotonic()
+            print(front_text(progress, progress.elapsed_s), file=console.file, flush=True)
+
+    if not console.is_terminal:
+        yield report
+        return
+    with Live(line, console=console, refresh_per_second=REFRESH_PER_SECOND, transient=True, redirect_stdout=False):
+        yield report

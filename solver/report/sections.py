@@ -5,10 +5,13 @@ Titles are those of the deployment document that started the project, so that th
 
 from __future__ import annotations
 
+from solver.front import Front
 from solver.plan import Evaluation, Plan
 from solver.report.advice import collectives, recommendations
-from solver.report.answer import objective_text
+from solver.report.alternatives import alternatives_blocks
+from solver.report.answer import limit_words, objective_text
 from solver.report.document import Block, Bullets, Chart, Document, Grid, Paragraph, Section
+from solver.report.fronts import front_section
 from solver.report.terminal import plural, rate
 from solver.units import short_bytes, short_ns
 from solver.verify import Verification
@@ -17,9 +20,13 @@ KIB = 1024
 
 
 def document_of(
-    plan: Plan, verdict: Verification, targets: tuple[str, ...], reference: Evaluation | None = None
+    plan: Plan,
+    verdict: Verification,
+    targets: tuple[str, ...],
+    reference: Evaluation | None = None,
+    front: Front | None = None,
 ) -> Document:
-    """The report of a plan; `targets` launch it, `reference` is a strategy to compare with."""
+    """The report of a plan; `targets` launch it, `reference` is a strategy to compare with, `front` shows rivals."""
     strategy, problem = plan.strategy, plan.problem
     sections = [
         Section("Executive Summary", tuple(_summary(plan, reference))),
@@ -36,6 +43,8 @@ def document_of(
         Section("Performance Optimization", tuple(_performance(plan))),
         Section("Communication Optimization", tuple(_communication(plan)), 3),
         *([Section("Comparison with a reference", tuple(_comparison(plan, reference)), 3)] if reference else []),
+        *([Section("Alternatives", tuple(alternatives_blocks(plan)), 3)] if plan.alternatives else []),
+        *([front_section(front)] if front is not None else []),
         Section("Implementation Details", ()),
         Section("Prefill Phase Strategy", (Bullets(_phase(plan, "prefill")),), 3),
         Section("Decode Phase Strategy", (Bullets(_phase(plan, "decode")),), 3),
@@ -114,12 +123,7 @@ def _targets(plan: Plan) -> list[Block]:
     workload = plan.problem.workload
     lengths = workload.prompt_lengths
     low, high = lengths[0], workload.longest_isl
-    slo = workload.slo
-    limits = [
-        f"{name} at most {short_ns(limit)}"
-        for name, limit in (("TTFT", slo.ttft), ("TPOT", slo.tpot), ("request latency", slo.request_latency))
-        if limit is not None
-    ]
+    limits = limit_words(plan.problem)
     return [
         Bullets(
             (

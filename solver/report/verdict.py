@@ -6,9 +6,11 @@ from rich.console import Console
 from rich.text import Text
 
 from solver.deployment import DeploymentPlan
+from solver.front import Front
 from solver.plan import Plan
 from solver.report.terminal import bullets, plural
 from solver.verify import Verification
+from solver.verify.front import FrontVerification
 
 
 def show_verdict(console: Console, plan: Plan | DeploymentPlan, verdict: Verification) -> None:
@@ -28,3 +30,20 @@ def show_verdict(console: Console, plan: Plan | DeploymentPlan, verdict: Verific
         console.print(
             Text("The plan is what it says; --exhaustive also confirms that nothing better exists.", style="dim")
         )
+
+
+def show_front_verdict(console: Console, front: Front, verdict: FrontVerification) -> None:
+    """Confirmed or convicted, and what was enumerated."""
+    word = ("CONFIRMED", "bold green") if verdict.ok else ("CONVICTED", "bold red")
+    what = f"front of {front.first} and {front.second}, {plural(len(front.points), 'point')}, claimed {front.status}"
+    console.print(Text.assemble(word, "  ", what))
+    checked = f"{plural(verdict.plans, 'plan')} judged in {verdict.seconds:.2f} s"
+    if verdict.enumerations is not None:
+        checked += f"; {plural(verdict.enumerations, 'degree space')} enumerated"
+    console.print(Text(checked, style="dim"))
+    if verdict.findings:
+        console.print()
+        bullets(console, [str(finding) for finding in verdict.findings], "red")
+    elif verdict.enumerations is None:
+        words = "The points are what they say; --exhaustive also confirms that none is dominated and none missing."
+        console.print(Text(words, style="dim"))

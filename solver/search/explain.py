@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from solver.cost.limits import limits_of
+from solver.cost.metrics import objective_value
 from solver.degrees import Domains
 from solver.plan import StageLedger
 from solver.search.loop import Loop
@@ -66,6 +68,8 @@ def _relaxations(problem: Problem) -> Iterator[Relaxation]:
         ("ttft", "slo-ttft", "ttft"),
         ("tpot", "slo-tpot", "tpot"),
         ("request_latency", "slo-request-latency", "latency"),
+        ("min_throughput", "slo-throughput", "throughput"),
+        ("min_efficiency", "slo-efficiency", "efficiency"),
     ):
         if getattr(slo, field) is not None:
             free = workload.model_copy(update={"slo": slo.model_copy(update={field: None})})
@@ -93,18 +97,15 @@ def _first_plan(problem: Problem) -> Realised | None:
 
 
 def _sentence(problem: Problem, rule: str, realised: Realised) -> str:
-    figures, slo = realised.figures, problem.workload.slo
+    figures = realised.figures
     label = realised.strategy.full_label
-    for name, value, limit in (
-        ("slo-ttft", figures.ttft_ns, slo.ttft),
-        ("slo-tpot", figures.tpot_ns, slo.tpot),
-        ("slo-request-latency", figures.request_latency_ns, slo.request_latency),
-    ):
-        if rule == name and limit is not None:
-            return (
-                f"[{rule}] the limit is {limit / 1e6:.3f} ms, but the best of all strategies ({label}) reaches "
-                f"{value / 1e6:.3f} ms: relax it to that"
-            )
+    osl = problem.workload.osl
+    for limit in limits_of(problem):
+        if rule == limit.rule:
+            best = limit.text(objective_value(limit.metric, figures), osl)
+            wanted = limit.text(limit.at_most, osl)
+            asked = f"at least {wanted} is asked" if limit.is_rate else f"the limit is {wanted}"
+            return f"[{rule}] {asked}, but the best of all strategies ({label}) reaches {best}: relax it to that"
     if rule == "memory":
         fullest: StageLedger = max(realised.ledgers, key=lambda ledger: ledger.total_kib)
         usable = int(problem.cluster.gpu.memory * problem.calibration.usable_memory)

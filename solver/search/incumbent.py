@@ -10,11 +10,14 @@ from solver.cost.balance import sequence_tokens
 from solver.cost.layers import Blocks
 from solver.cost.leaves import PPM, Leaves
 from solver.cost.ledger import stage_ledgers
-from solver.cost.metrics import Utopia, evaluate_times, objective_value
+from solver.cost.limits import is_within, limits_of
+from solver.cost.metrics import Figures, Utopia, evaluate_times, objective_value
 from solver.degrees import Domains
 from solver.search.bounds import Bounds
-from solver.search.pruning import Cells, build_tables, cells_of
-from solver.search.realise import even_stages, memory_violations, slo_violations
+from solver.search.joint import Bools
+from solver.search.pruning import Cells, beyond_limits, build_tables, cells_of
+from solver.search.realise import even_stages, memory_violations
+from solver.search.shared import Known
 from solver.specs.problem import Problem
 from solver.strategy import Packing, Strategy, canonical_mesh, packing_of, pool_strategy, violations
 
@@ -41,14 +44,26 @@ class Scores:
         utopia: Utopia | None,
         admits: Callable[[Strategy, int], bool] | None = None,
     ) -> None:
-        self._admits = admits
+        self._admits, self._limits = admits, limits_of(leaves.problem)
         self.leaves, self.problem, self.domains, self.bounds = leaves, leaves.problem, domains, bounds
         self._utopia = utopia
         self._weights = utopia.weights(self.problem.objective.latency_weight) if utopia else (0, 0)
         self.known: dict[Strategy, int | None] = {}
+        self.late: list[Bools] = []
+        """By phase, what misses a limit however the other phase runs; known with the cells."""
         self.root = 0.0
         """Least sum of the phases' bounds over all shapes (of the most local layout)."""
         self._tokens = sequence_tokens(self.problem)
+        self._priced: dict[Strategy, Figures | None] = {}
+        self._rules = self.problem
+        self.start: Strategy | None = None
+        """The best strategy of earlier solves."""
+
+    def share(self, known: Known | None) -> None:
+        """Price no strategy twice that an earlier solve has priced."""
+        if known is not None:
+            self._priced, self._rules = known.priced, known.base
+            self.start = known.start(self._utopia, self._admits)
 
     def cells(self, shapes: list[tuple[int, int, int, int]]) -> tuple[Cells, Cells]:
         """Lower bounds of both phases by shape and group size, each stage as local as it can be."""
@@ -58,7 +73,9 @@ class Scores:
             for tp, _, _, dp in shapes
         }
         tables = build_tables(self.leaves, domains, self.bounds, self._utopia, shapes, sorted(local))
-        return cells_of(tables[0], shapes), cells_of(tables[1], shapes)
+        decode, prefill = (cells_of(table, shapes) for table in tables)
+        self.late = beyond_limits(tables, [decode, prefill], self._limits)
+        return decode, prefill
 
     def value(self, strategy: Strategy) -> int | None:
         """Score of a strategy; None when it is illegal, too large, or misses an SLO."""
@@ -67,7 +84,17 @@ class Scores:
         return self.known[strategy]
 
     def _score(self, strategy: Strategy) -> int | None:
-        if violations(self.problem, strategy):
+        if strategy not in self._priced:
+            self._priced[strategy] = self._figures(strategy)
+        figures = self._priced[strategy]
+        if figures is None or figures.gpus > self.problem.gpu_budget or not is_within(self._limits, figures):
+            return None
+        value = objective_value(self.problem.objective.name, figures, self._weights)
+        return value if self._admits is None or self._admits(strategy, value) else None
+
+    def _figures(self, strategy: Strategy) -> Figures | None:
+        """Metrics with the blocks at their bounds and even stages; None where a rule or the memory forbids it."""
+        if violations(self._rules, strategy):
             return None
         bins = strategy.replicas * strategy.attn_dp * strategy.micro_batches
         load = strategy.batch * self._tokens[-1]
@@ -76,14 +103,13 @@ class Scores:
         factor = self.bounds.lambda_ppm(strategy.moe_ep) if self.problem.llm.is_moe else 10**6
         blocks = Blocks(load, factor, even_stages(self.problem.llm.num_layers, strategy.pp))
         figures = evaluate_times(self.leaves, strategy, packing_of(self.problem, strategy), blocks)
-        if slo_violations(self.leaves, figures) or memory_violations(stage_ledgers(self.leaves, strategy, blocks)):
-            return None
-        value = objective_value(self.problem.objective.name, figures, self._weights)
-        return value if self._admits is None or self._admits(strategy, value) else None
+        return None if memory_violations(stage_ledgers(self.leaves, strategy, blocks)) else figures
 
 
 def find_incumbent(scores: Scores, shapes: list[tuple[int, int, int, int]]) -> Strategy | None:
     """Best strategy found by scoring the combinations with the lowest bounds and descending from the best few."""
+    if scores.start is not None:
+        return _descend(scores, scores.start, shapes)
     best_of_start: dict[tuple[int, int], Strategy] = {}
     feasible = [0] * len(shapes)
     for s, batch, prefill_batch in _promising(scores, shapes):
@@ -111,6 +137,8 @@ def find_incumbent(scores: Scores, shapes: list[tuple[int, int, int, int]]) -> S
 def _promising(scores: Scores, shapes: list[tuple[int, int, int, int]]) -> Iterator[tuple[int, int, int]]:
     """(shape, batch, prefill batch) in the order of their lower bounds, those that meet the TPOT limit in one stage."""
     decode, prefill = scores.cells(shapes)
+    for cell, late in zip((decode, prefill), scores.late, strict=True):
+        cell.share[late] = np.inf
     bound = decode.share.min(axis=2)[:, :, None] + prefill.share.min(axis=2)[:, None, :]
     scores.root = float(bound.min())
     workload, leaves = scores.problem.workload, scores.leaves

@@ -16,13 +16,16 @@ from solver.certificate import Iteration, Status
 from solver.cost.layers import Blocks
 from solver.cost.leaves import Leaves
 from solver.cost.ledger import stage_ledgers
+from solver.cost.limits import is_within, limits_of
 from solver.cost.metrics import Utopia, evaluate_times, natural_value, objective_value
 from solver.degrees import Domains, domains_of
 from solver.search.bounds import Bounds, MemoryCut, StrategyCut
 from solver.search.incumbent import Scores, find_incumbent
+from solver.search.interrupts import hear_interrupts
 from solver.search.program import Program, ProgramResult, SearchLimits
-from solver.search.realise import BlockCache, Realised, memory_violations, realise, slo_violations
+from solver.search.realise import BlockCache, Realised, memory_violations, realise
 from solver.search.shapes import stage_shapes
+from solver.search.shared import Known
 from solver.search.stages import StagesProblem, solve_stages
 from solver.specs.problem import ObjectiveName, Problem
 from solver.strategy import Strategy, packing_of
@@ -97,15 +100,16 @@ class Loop:
         on_progress: Callable[[Progress], None],
         utopia: Utopia | None,
         beyond: Beyond | None = None,
+        known: Known | None = None,
     ) -> None:
-        self.beyond = beyond
+        self.beyond, self.known = beyond, known
         self.started = time.monotonic()
         self.problem, self.limits, self.on_progress, self.utopia = problem, limits, on_progress, utopia
         self.deadline = self.started + (limits.time_s if limits.time_s is not None else 10**9)
-        self.leaves = Leaves(problem)
-        self.cache = BlockCache(self.leaves)
-        self.bounds = Bounds(problem)
-        self.outcome = Outcome("UNKNOWN", None, 0, domains_of(problem))
+        self.leaves = Leaves(problem) if known is None else known.leaves
+        self.cache = BlockCache(self.leaves) if known is None else known.cache
+        self.bounds = Bounds(problem) if known is None else known.bounds
+        self.outcome = Outcome("UNKNOWN", None, 0 if known is None else known.at_least, domains_of(problem))
 
     def run(self) -> Outcome:
         """Solve; Ctrl-C and the time limit end it with the best plan so far and its true gap."""
@@ -132,6 +136,7 @@ class Loop:
         begun = time.monotonic()
         admits = None if self.beyond is None else self.beyond.admits
         scores = Scores(self.leaves, self.outcome.domains, self.bounds, self.utopia, admits)
+        scores.share(self.known)
         strategy = find_incumbent(scores, shapes)
         if strategy is not None:
             self._keep(self._realise(strategy))
@@ -235,6 +240,7 @@ class Loop:
         begun = time.monotonic()
         realised = realise(self.cache, strategy, self.utopia, min(self.deadline, time.monotonic() + 30))
         self.outcome.blocks_s += time.monotonic() - begun
+        hear_interrupts()
         return realised
 
     def _keep(self, realised: Realised) -> None:
@@ -297,7 +303,8 @@ class Loop:
             return StrategyCut(strategy, None)
         blocks = Blocks(load, factor, layout)
         figures = evaluate_times(self.leaves, strategy, packing, blocks)
-        if slo_violations(self.leaves, figures) or memory_violations(stage_ledgers(self.leaves, strategy, blocks)):
+        fits = not memory_violations(stage_ledgers(self.leaves, strategy, blocks))
+        if not fits or not is_within(limits_of(self.problem), figures):
             return StrategyCut(strategy, None)
         weights = self.utopia.weights(self.problem.objective.latency_weight) if self.utopia else (0, 0)
         return StrategyCut(strategy, objective_value(self.problem.objective.name, figures, weights))
@@ -311,6 +318,7 @@ class Loop:
         begun = time.monotonic()
         result = call()
         self.outcome.program_s += time.monotonic() - begun
+        hear_interrupts()
         return result
 
     def _report(self, value: int | None, bound: int) -> None:

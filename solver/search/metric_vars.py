@@ -5,6 +5,7 @@ from __future__ import annotations
 from ortools.sat.python import cp_model
 
 from solver.cost.leaves import PPM, Leaves
+from solver.cost.limits import limits_of
 from solver.search.choice import Expr
 
 MAX_STEP_NS = 10**11
@@ -28,7 +29,7 @@ def weighed(model: cp_model.CpModel, part: Expr, weight: int, name: str) -> Expr
 
 
 class MetricVars:
-    """Metrics of DESIGN 4 over given step, prefill and interference times; SLOs are constraints on them.
+    """Metrics of DESIGN 4 over given step, prefill and interference times; SLOs on times are constraints on them.
 
     Every variable is bounded below by its definition and pushed down by the objective or by an SLO; exact values are
     recomputed from the placement.
@@ -47,7 +48,7 @@ class MetricVars:
         self.latency = model.new_int_var(0, MAX_TOTAL_NS, "latency")
         model.add(self.latency >= self.ttft + (workload.osl - 1) * self.tpot)
         self.cycle: Expr = workload.osl * token + others + round_ns
-        slo = workload.slo
-        for limit, metric in ((slo.ttft, self.ttft), (slo.tpot, self.tpot), (slo.request_latency, self.latency)):
-            if limit is not None:
-                model.add(metric <= limit)
+        times = {"ttft": self.ttft, "tpot": self.tpot, "latency": self.latency}
+        for limit in limits_of(leaves.problem):
+            if limit.metric in times:
+                model.add(times[limit.metric] <= limit.at_most)

@@ -12,7 +12,7 @@ from solver.search.choice import Choice, Expr, Table
 from solver.search.degree_vars import DegreeVars
 from solver.search.tables import MODES, Column, PhaseTables, ratios
 from solver.specs.llm import AttentionKind, LayerKind
-from solver.specs.problem import ALL_REDUCES
+from solver.specs.problem import ALL_REDUCES, ObjectiveName
 
 MAX_LAYER_NS = 10**10
 MAX_TOTAL_NS = 10**11
@@ -33,6 +33,8 @@ class PhaseVars:
     """What the phase adds to the objective at least."""
     main_share: Expr
     """The part of it that the layers of the main kind add."""
+    limit_shares: dict[ObjectiveName, Expr]
+    """What the phase adds at least to the integer of every rate that has a limit."""
 
 
 class _Builder:
@@ -56,6 +58,9 @@ class _Builder:
         self.hops = {i: self._out(self.group, columns, f"hop{i}") for i in (d.inside.values if d.max_pp > 1 else ())}
         self.share: Expr = self._out(self.group, columns, "share")
         self.main_share: Expr = self._out(self.group, columns, "main_share")
+        self.limit_shares: dict[ObjectiveName, Expr] = {
+            metric: self._out(self.group, columns, f"share.{metric}") for metric in tables.shared_limits
+        }
         self.cores: dict[AttentionKind, cp_model.IntVar] = {}
         if d.is_moe:
             self._expert_table()
@@ -78,6 +83,8 @@ class _Builder:
         self.exchange = {name: self._out(self.expert, columns, name) for name in ("plain", "busy", "sent")}
         self.share = self.share + self._out(self.expert, columns, "share")
         self.main_share = self.main_share + self._out(self.expert, columns, "main_share")
+        for metric, share in self.limit_shares.items():
+            self.limit_shares[metric] = share + self._out(self.expert, columns, f"share.{metric}")
 
     def _density(self, columns: Column) -> None:
         """Sequences per GPU, ``batch / attn_tp = tokens / G``: redundant, but it ties the two tables to one another."""
@@ -141,7 +148,8 @@ class _Builder:
 def build_phase(model: cp_model.CpModel, leaves: Leaves, d: DegreeVars, tables: PhaseTables) -> PhaseVars:
     """Variables and constraints of one phase; nothing where the pool does not run it."""
     if not leaves.problem.runs(tables.phase):
-        return PhaseVars(dict.fromkeys(leaves.problem.llm.kinds, 0), 0, 0, 0, 0, 0, 0)
+        free: dict[ObjectiveName, Expr] = dict.fromkeys(tables.limit_rates, 0)
+        return PhaseVars(dict.fromkeys(leaves.problem.llm.kinds, 0), 0, 0, 0, 0, 0, 0, free)
     builder, phase = _Builder(model, leaves, d, tables), tables.phase
     llm = leaves.problem.llm
     layer: dict[LayerKind, Expr] = {kind: builder.layer(kind) for kind in llm.kinds}
@@ -160,4 +168,5 @@ def build_phase(model: cp_model.CpModel, leaves: Leaves, d: DegreeVars, tables: 
                     way = hops >= (pp - 1) * builder.hops[inside] + back
                     model.add(way).only_enforce_if(d.pp.is_(pp), d.inside.is_(inside))
         path = total + hops
-    return PhaseVars(layer, builder.embedding, builder.head, total, path, builder.share, builder.main_share)
+    shares = (builder.share, builder.main_share, builder.limit_shares)
+    return PhaseVars(layer, builder.embedding, builder.head, total, path, *shares)

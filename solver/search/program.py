@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from ortools.sat.python import cp_model
 
 from solver.cost.leaves import Leaves
+from solver.cost.limits import limits_of
 from solver.cost.metrics import THROUGHPUT_SCALE, Utopia
 from solver.degrees import Domains
 from solver.search.bounds import Bounds
@@ -62,6 +63,7 @@ class Program:
         problem = leaves.problem
         self.problem, self.leaves, self.domains, self.upper = problem, leaves, domains, upper
         self._open: list[TiePart] = []
+        self._busy: cp_model.IntVar | None = None
         self.model = cp_model.CpModel()
         model = self.model
         most_gpus = problem.gpu_budget
@@ -94,6 +96,7 @@ class Program:
         self.metrics = MetricVars(model, leaves, step, ttft, round_ns, others)
         self.objective = self._objective(utopia)
         self._shares()
+        self._rate_limits()
         for memory_cut in bounds.memory_cuts:
             model.add_bool_or(d.leaner_than(memory_cut.strategy))
         for cut in bounds.strategy_cuts:
@@ -141,8 +144,11 @@ class Program:
         """Cost tables of both phases, without the rows that a known plan's objective excludes."""
         tables = build_tables(self.leaves, self.domains, bounds, utopia, self.degrees.shapes, self.degrees.layout_rows)
         self.tables_digest = tables_digest(tables)
-        self.root_bound = prune(tables, self.degrees.shapes, upper)
+        pruned = prune(tables, self.domains, self.degrees.shapes, upper)
+        self.root_bound = pruned.root
         """No objective is below this: the cheapest stage shape in both phases."""
+        for pp, micro in pruned.dead:
+            self.model.add_bool_or([~self.degrees.pp.is_(pp), ~self.degrees.micro_batches.is_(micro)])
         return tables
 
     def _stages(self) -> StageVars:
@@ -174,12 +180,35 @@ class Program:
             model.add(value >= latency + weighed(model, efficiency, efficiency_weight, "weighted_efficiency"))
         return value
 
+    def _rate_limits(self) -> None:
+        """Least throughput and efficiency, as products and by the tables' shares."""
+        model, d, cycle = self.model, self.degrees, self.metrics.cycle
+        for limit in limits_of(self.problem):
+            if not limit.is_rate or limit.at_most >= MAX_OBJECTIVE:
+                continue
+            if limit.metric == "throughput":
+                self._at_most_ratio(limit.at_most, THROUGHPUT_SCALE * cycle, d.active)
+            else:
+                self._at_most_ratio(limit.at_most, self._gpu_time(cycle), d.active_per_share)
+            parts = (self.decode, self.prefill)
+            decode, prefill = (phase.limit_shares[limit.metric] for phase in parts)
+            model.add(decode + prefill <= limit.at_most)
+            if not self.tables[0].limit_rates[limit.metric].gpu_time:
+                continue
+            for pp in d.pp.values:
+                for m in (m for m in d.micro_batches.values if m < pp):
+                    idle = pp * decode + m * prefill <= m * limit.at_most
+                    model.add(idle).only_enforce_if(d.pp.is_(pp), d.micro_batches.is_(m))
+
     def _gpu_time(self, cycle: Expr) -> cp_model.IntVar:
         """``cycle`` times the GPUs that `active_per_share` sequences keep busy."""
+        if self._busy is not None:
+            return self._busy
         whole = self.model.new_int_var(0, MAX_TOTAL_NS, "cycle")
         self.model.add(whole == cycle)
         busy = self.model.new_int_var(0, 2**61, "gpu_time")
         self.model.add_multiplication_equality(busy, [whole, self.degrees.gpus_per_share])
+        self._busy = busy
         return busy
 
     def _at_least_ratio(self, value: cp_model.IntVar, numerator: Expr, denominator: Expr | int) -> None:
@@ -193,6 +222,16 @@ class Program:
         product = self.model.new_int_var(0, 2**61, "ratio")
         self.model.add_multiplication_equality(product, [value, denominator])
         self.model.add(product >= numerator)
+
+    def _at_most_ratio(self, limit: int, numerator: Expr, denominator: cp_model.IntVar | int) -> None:
+        """``numerator <= limit * denominator``; in coarser units, so a touch weaker, where 64 bits demand it."""
+        most = denominator if isinstance(denominator, int) else denominator.proto.domain[-1]
+        unit = max(1, -(-limit * most // 2**60))
+        if unit > 1:
+            coarse = self.model.new_int_var(0, 2**61 // unit, "numerator")
+            self.model.add(unit * coarse >= numerator)
+            numerator = coarse
+        self.model.add(numerator <= -(-limit // unit) * denominator)
 
     # --- use ------------------------------------------------------------------------------------------------------
 

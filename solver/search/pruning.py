@@ -7,19 +7,20 @@ belong to combinations above the known objective, or beyond an SLO, are left out
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from solver.cost.leaves import PPM, Leaves
+from solver.cost.limits import Limit, limits_of
 from solver.cost.machine import Floats, Phase
 from solver.cost.metrics import Utopia
 from solver.degrees import Domains
 from solver.search.bounds import Bounds
-from solver.search.tables import MODES, Column, PhaseTables, phase_modes, phase_rates
-from solver.specs.problem import AllReduce
+from solver.search.joint import Bools, Goals, Shape, Times, joint_bounds
+from solver.search.tables import MODES, Column, PhaseRates, PhaseTables, Rates, phase_modes, phase_rates
+from solver.specs.problem import AllReduce, ObjectiveName
 
-Shape = tuple[int, int, int, int]
 OVERLAP = MODES.index("overlap")
 
 
@@ -31,7 +32,16 @@ class Cells:
     time_ns: Floats
     main_ns: Floats
     """One layer of the commonest kind."""
+    gpus_per_sequence: Floats
+    """GPUs of a stage per sequence of its step; broadcasts with the others."""
     groups: list[int]
+
+    def share_of(self, rates: Rates) -> Floats:
+        """Least integer of a metric with these rates, a touch lower for rounding."""
+        possible = np.isfinite(self.time_ns)
+        time = np.where(possible, self.time_ns, 0.0)
+        share = (rates.time * time + rates.gpu_time * time * self.gpus_per_sequence) * (1 - 1e-9)
+        return np.where(possible, share, np.inf)
 
 
 def build_tables(
@@ -49,7 +59,9 @@ def build_tables(
         ("prefill", domains.prefill_batch, domains.prefill_allreduce),
     )
     for phase, groups, algorithms in phases:
-        rates = phase_rates(leaves.problem, leaves, domains, phase, utopia)
+        own = phase_rates(leaves.problem.objective.name, leaves, domains, phase, utopia)
+        limits = limits_of(leaves.problem)
+        rates = PhaseRates(own, {x.metric: phase_rates(x.metric, leaves, domains, phase) for x in limits})
         table = PhaseTables(leaves, bounds, phase, rates, phase_modes(leaves.problem, domains, phase))
         tables.append(table)
         if not leaves.problem.runs(phase):
@@ -60,25 +72,63 @@ def build_tables(
     return tables
 
 
-def prune(tables: list[PhaseTables], shapes: list[Shape], upper: int | None) -> int:
-    """Drop rows in place; `upper` is a known plan's objective. Returns a lower bound of every objective."""
-    problem, kept_ppm = tables[0].leaves.problem, tables[0].leaves.kept_ppm
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning proved."""
+
+    root: int
+    """No objective is below this."""
+    dead: tuple[tuple[int, int], ...]
+    """(stages, micro-batches) that no plan as good as the known one has."""
+
+
+def prune(tables: list[PhaseTables], domains: Domains, shapes: list[Shape], upper: int | None) -> Pruned:
+    """Drop rows in place; `upper` is a known plan's objective."""
+    leaves = tables[0].leaves
+    objective, limits = leaves.problem.objective.name, limits_of(leaves.problem)
     cells = [cells_of(phase, shapes) for phase in tables]
-    limits = (problem.workload.slo.tpot, problem.workload.slo.ttft)
-    for phase, cell, limit in zip(tables, cells, limits, strict=True):
-        if limit is not None:
-            longest = limit * kept_ppm / PPM if phase.phase == "decode" else limit
-            cell.share[cell.time_ns > longest] = np.inf
+    for cell, late in zip(cells, beyond_limits(tables, cells, limits), strict=True):
+        cell.share[late] = np.inf
     cheapest = [cell.share.min(axis=(1, 2)) for cell in cells]
     root = float((cheapest[0] + cheapest[1]).min())
-    if upper is None and limits == (None, None):
-        return int(root) if np.isfinite(root) else 0
+    if upper is None and not limits:
+        return Pruned(int(root) if np.isfinite(root) else 0, ())
     highest = np.inf if upper is None else float(upper)
-    for phase, cell, other in zip(tables, cells, reversed(cheapest), strict=True):
-        if not problem.runs(phase.phase):
-            continue
-        _keep(phase, shapes, np.isfinite(cell.share) & (cell.share + other[:, None, None] <= highest))
-    return int(root) if np.isfinite(root) else 0
+    alive: list[Bools] = [
+        np.asarray(np.isfinite(cell.share) & (cell.share + other[:, None, None] <= highest))
+        for cell, other in zip(cells, reversed(cheapest), strict=True)
+    ]
+    if leaves.problem.role != "aggregated":  # a pool runs one phase: there is nothing to look at together
+        for phase, kept in zip(tables, alive, strict=True):
+            if leaves.problem.runs(phase.phase):
+                _keep(phase, shapes, kept)
+        return Pruned(int(root) if np.isfinite(root) else 0, ())
+    least = [np.where(a, cell.time_ns, np.inf).min(axis=2) for a, cell in zip(alive, cells, strict=True)]
+    goals: dict[ObjectiveName, float] = {}
+    for limit in limits:
+        goals[limit.metric] = float(limit.at_most)
+    if upper is not None and objective != "weighted":
+        goals[objective] = min(highest, goals.get(objective, np.inf))
+    joint = joint_bounds(
+        leaves, domains, shapes, Times(least[0], least[1], cells[0].groups, cells[1].groups), Goals(goals, objective)
+    )
+    for phase, before, axis in zip(tables, alive, (2, 1), strict=True):
+        _keep(phase, shapes, before & np.expand_dims(np.any(joint.alive, axis=axis), 2))
+    if not joint.alive.any():
+        return Pruned(int(root) if np.isfinite(root) else 0, ())
+    return Pruned(int(max(root, joint.root)) if np.isfinite(root) else 0, joint.dead)
+
+
+def beyond_limits(tables: list[PhaseTables], cells: list[Cells], limits: tuple[Limit, ...]) -> list[Bools]:
+    """By phase, the cells that miss a limit whatever the other phase does."""
+    late = [np.zeros(cell.time_ns.shape, dtype=np.bool_) for cell in cells]
+    for limit in limits:
+        shares = [cell.share_of(table.limit_rates[limit.metric]) for table, cell in zip(tables, cells, strict=True)]
+        others = [share.min(axis=(1, 2))[:, None, None] for share in reversed(shares)]
+        late = [
+            before | (mine + other > limit.at_most) for before, mine, other in zip(late, shares, others, strict=True)
+        ]
+    return late
 
 
 def _groups(phase: PhaseTables) -> list[int]:
@@ -90,7 +140,7 @@ def cells_of(phase: PhaseTables, shapes: list[Shape]) -> Cells:
     leaves = phase.leaves
     if not leaves.problem.runs(phase.phase):
         nothing = np.zeros((len(shapes), 1, 1))
-        return Cells(nothing, nothing.copy(), nothing.copy(), [1])
+        return Cells(nothing, nothing.copy(), nothing.copy(), nothing, [1])
     llm, groups = leaves.problem.llm, _groups(phase)
     size = (len(shapes), len(groups), len(MODES))
     tp = np.array([shape[0] for shape in shapes], dtype=np.int64)
@@ -127,10 +177,8 @@ def cells_of(phase: PhaseTables, shapes: list[Shape]) -> Cells:
             mode = MODES.index(name)
             total[:, :, mode] = np.where(ways[:, None], total[:, :, mode], np.inf)
     per_gpu = tp[:, None, None] / np.array(groups, dtype=np.float64)[None, :, None]
-    possible = np.isfinite(total)
-    finite = np.where(possible, total, 0.0)
-    share = (phase.rates.time * finite + phase.rates.gpu_time * finite * per_gpu) * (1 - 1e-9)
-    return Cells(np.where(possible, share, np.inf), total, main, groups)
+    cells = Cells(total, total, main, per_gpu, groups)
+    return replace(cells, share=cells.share_of(phase.rates))
 
 
 def _row_keys(table: Column, names: tuple[str, ...]) -> list[tuple[int, ...]]:
@@ -151,7 +199,7 @@ def _least(table: Column, names: tuple[str, ...]) -> tuple[dict[tuple[int, ...],
     return position, least
 
 
-def _keep(phase: PhaseTables, shapes: list[Shape], alive: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> None:
+def _keep(phase: PhaseTables, shapes: list[Shape], alive: Bools) -> None:
     """Keep the rows that an alive (shape, group, mode) needs; none alive leaves the tables as they are."""
     if not alive.any():
         return

@@ -8,6 +8,7 @@ from solver.cost.balance import sequence_tokens
 from solver.cost.layers import Blocks
 from solver.cost.leaves import Leaves
 from solver.cost.ledger import stage_ledgers
+from solver.cost.limits import limit_violations
 from solver.cost.metrics import Figures, Utopia, evaluate_times, objective_value
 from solver.plan import StageLedger
 from solver.search.batches import BatchesResult, solve_batches
@@ -88,7 +89,7 @@ def realise(cache: BlockCache, strategy: Strategy, utopia: Utopia | None, deadli
         batches,
         figures,
         ledgers,
-        (*memory_violations(ledgers), *slo_violations(leaves, figures)),
+        (*memory_violations(ledgers), *limit_violations(problem, figures)),
         objective_value(problem.objective.name, figures, weights),
     )
 
@@ -113,18 +114,4 @@ def memory_violations(ledgers: tuple[StageLedger, ...]) -> list[Violation]:
                     f"{ledger.capacity_kib / 2**20:.2f} GiB usable ({parts})",
                 )
             )
-    return found
-
-
-def slo_violations(leaves: Leaves, figures: Figures) -> list[Violation]:
-    """SLOs that the metrics miss."""
-    slo = leaves.problem.workload.slo
-    found = []
-    for rule, name, value, limit in (
-        ("slo-ttft", "TTFT", figures.ttft_ns, slo.ttft),
-        ("slo-tpot", "TPOT", figures.tpot_ns, slo.tpot),
-        ("slo-request-latency", "request latency", figures.request_latency_ns, slo.request_latency),
-    ):
-        if limit is not None and value > limit:
-            found.append(Violation(rule, f"{name} is {value / 1e6:.3f} ms, the SLO is {limit / 1e6:.3f} ms"))
     return found

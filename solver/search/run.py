@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from solver.cost.metrics import Utopia
 from solver.plan import NoPlan, Plan
+from solver.search.alternatives import Ranking
 from solver.search.assemble import assemble
 from solver.search.explain import reasons_for_none
 from solver.search.loop import Loop, Outcome, Progress
@@ -30,6 +31,8 @@ class SearchOptions:
     """Absent means until proved."""
     ties: int = 0
     """Look for so many strategies that the cost model cannot tell from the winner."""
+    alternatives: int = 0
+    """Rank so many plans of other degrees than the winner's."""
 
 
 def search(problem: Problem, options: SearchOptions, on_progress: Callable[[Progress], None]) -> Plan | NoPlan:
@@ -53,6 +56,10 @@ def search(problem: Problem, options: SearchOptions, on_progress: Callable[[Prog
     if options.ties and plan.status == "OPTIMAL":
         finder = TieFinder(problem, utopia, on_progress)
         plan = plan.model_copy(update={"ties": finder.find(outcome.best, options.ties, lambda: _left(limits, started))})
+    if options.alternatives and plan.status == "OPTIMAL":
+        ranking = Ranking(problem, utopia, on_progress)
+        ranked = ranking.find(plan, options.alternatives, lambda: _left(limits, started))
+        plan = plan.model_copy(update={"alternatives": ranked})
     return plan
 
 

@@ -21,8 +21,9 @@ import numpy.typing as npt
 from solver.cost.layers import Blocks, PhaseTimes
 from solver.cost.leaves import Leaves
 from solver.cost.ledger import layer_kib, stage_constant_kib
+from solver.cost.limits import is_within, limits_of
 from solver.cost.machine import Ints
-from solver.cost.metrics import Figures, Utopia, evaluate_times, objective_value
+from solver.cost.metrics import Utopia, evaluate_times, objective_value
 from solver.strategy import Packing, Strategy
 
 HUGE = 2**62
@@ -49,23 +50,15 @@ def solve_stages(problem: StagesProblem, utopia: Utopia | None, *, with_slos: bo
     if strategy.pp > num_layers:
         return None
     weights = utopia.weights(objective.latency_weight) if utopia else (0, 0)
+    limits = limits_of(leaves.problem) if with_slos else ()
     best: tuple[tuple[int, int], tuple[int, ...]] | None = None
     for slowest, layout in _pareto(problem):
         blocks = Blocks(problem.load_tokens, problem.lambda_ppm, layout)
         figures = evaluate_times(leaves, strategy, problem.packing, blocks)
         key = (objective_value(objective.name, figures, weights), slowest)
-        if (best is None or key < best[0]) and (_in_time(leaves, figures) or not with_slos):
+        if (best is None or key < best[0]) and is_within(limits, figures):
             best = key, layout
     return None if best is None else best[1]
-
-
-def _in_time(leaves: Leaves, figures: Figures) -> bool:
-    slo = leaves.problem.workload.slo
-    return (
-        (slo.ttft is None or figures.ttft_ns <= slo.ttft)
-        and (slo.tpot is None or figures.tpot_ns <= slo.tpot)
-        and (slo.request_latency is None or figures.request_latency_ns <= slo.request_latency)
-    )
 
 
 def _pareto(problem: StagesProblem) -> Iterator[tuple[int, tuple[int, ...]]]:

@@ -45,13 +45,16 @@ class Rates:
     gpu_time: float
 
 
-def phase_rates(problem: Problem, leaves: Leaves, domains: Domains, phase: Phase, utopia: Utopia | None) -> Rates:
-    """What a nanosecond of a decode step or of a prefill pass adds to the objective at least.
+def phase_rates(
+    name: ObjectiveName, leaves: Leaves, domains: Domains, phase: Phase, utopia: Utopia | None = None
+) -> Rates:
+    """What a nanosecond of a decode step or of a prefill pass adds to a metric's objective integer at least.
 
     Derivation (DESIGN 5.8, 5.10; m micro-batches, pp stages, x slots per rank, p prompts per pass, c chunks): a step
     takes at least ``total * max(1, m / pp)``, a round at least ``c * total / pp``. So the GPU time per output token is
     at least ``G * total / (attn_dp * batch)`` and per prefilled request ``c * G * total / (attn_dp * p)``.
     """
+    problem = leaves.problem
     workload, osl = problem.workload, problem.workload.osl
     if not problem.runs(phase):
         return Rates(0.0, 0.0)
@@ -59,7 +62,6 @@ def phase_rates(problem: Problem, leaves: Leaves, domains: Domains, phase: Phase
     decode = phase == "decode"
     latency = Rates((osl - 1) / kept if decode else 1.0, 0.0)
     efficiency = Rates(0.0, osl / kept if decode else float(leaves.chunks))
-    name: ObjectiveName = problem.objective.name
     if name == "latency":
         return latency
     if name == "ttft":
@@ -77,6 +79,14 @@ def phase_rates(problem: Problem, leaves: Leaves, domains: Domains, phase: Phase
         by_latency, by_efficiency = utopia.weights(problem.objective.latency_weight)
         return Rates(by_latency * latency.time, by_efficiency * efficiency.gpu_time)
     return Rates(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class PhaseRates:
+    """Rates of the objective, and of every metric with a limit."""
+
+    objective: Rates
+    limits: dict[ObjectiveName, Rates]
 
 
 def phase_modes(problem: Problem, domains: Domains, phase: Phase) -> tuple[Mode, ...]:
@@ -97,8 +107,11 @@ class PhaseTables:
     """Group table by (attn_tp, sequences or prompts per group, mode, all-reduce); expert table by (moe_tp, moe_ep,
     tokens of the stage, ranks of the stage in one domain, mode)."""
 
-    def __init__(self, leaves: Leaves, bounds: Bounds, phase: Phase, rates: Rates, modes: tuple[Mode, ...]) -> None:
-        self.leaves, self.bounds, self.phase, self.rates, self.modes = leaves, bounds, phase, rates, modes
+    def __init__(
+        self, leaves: Leaves, bounds: Bounds, phase: Phase, rates: PhaseRates, modes: tuple[Mode, ...]
+    ) -> None:
+        self.leaves, self.bounds, self.phase, self.modes = leaves, bounds, phase, modes
+        self.rates, self.limit_rates = rates.objective, rates.limits
         self.unit = leaves.step_tokens if phase == "decode" else leaves.chunk_tokens
         self.group: Column = {}
         self.expert: Column = {}
@@ -108,6 +121,11 @@ class PhaseTables:
         """The kind with most layers: stages cannot split its layers evenly when `pp` does not divide them."""
         llm = self.leaves.problem.llm
         return max(llm.kinds, key=llm.layers.count)
+
+    @property
+    def shared_limits(self) -> dict[ObjectiveName, Rates]:
+        """Limits whose shares the program adds up: rates, which it has as products only."""
+        return {metric: rates for metric, rates in self.limit_rates.items() if metric in ("throughput", "efficiency")}
 
     # --- group table --------------------------------------------------------------------------------------------------
 
@@ -138,8 +156,10 @@ class PhaseTables:
             least = leaves.problem.llm.layers.count(kind) * self._kind_columns(table, kind, whole, half)
             total = total + least
             if kind == self.main_kind:
-                table["main_share"] = self._share(least, tp / group)
-        table["share"] = self._share(total, tp / group)
+                table["main_share"] = self._share(least, tp / group, self.rates)
+        table["share"] = self._share(total, tp / group, self.rates)
+        for metric, rates in self.shared_limits.items():
+            table[f"share.{metric}"] = self._share(total, tp / group, rates)
         self.group = table
 
     def _useful(self, tp: int, algorithms: tuple[AllReduce, ...]) -> tuple[AllReduce, ...]:
@@ -235,14 +255,18 @@ class PhaseTables:
         table["sent"] = np.where(overlap, 2 * leaves.all_to_all_ns(tp, ep, local, half, factor), 0)
         least = np.where(overlap, busy * (PPM / leaves.busy_ppm), table["plain"])
         gpus_per_sequence = tp * ep / (count / self.unit)
-        table["share"] = self._share(leaves.problem.llm.num_moe_layers * least, gpus_per_sequence)
+        whole = leaves.problem.llm.num_moe_layers * least
+        table["share"] = self._share(whole, gpus_per_sequence, self.rates)
+        for metric, rates in self.shared_limits.items():
+            table[f"share.{metric}"] = self._share(whole, gpus_per_sequence, rates)
         main = leaves.problem.llm.layers.count(self.main_kind) if self.main_kind.ffn == "moe" else 0
-        table["main_share"] = self._share(main * least, gpus_per_sequence)
+        table["main_share"] = self._share(main * least, gpus_per_sequence, self.rates)
         self.expert = table
 
-    def _share(self, total_ns: Ints | Floats, gpus_per_sequence: Floats) -> Ints:
+    @staticmethod
+    def _share(total_ns: Ints | Floats, gpus_per_sequence: Floats, rates: Rates) -> Ints:
         """Objective integers that a row costs at least, rounded down (and no more than an objective may be)."""
-        share = self.rates.time * total_ns + self.rates.gpu_time * total_ns * gpus_per_sequence
+        share = rates.time * total_ns + rates.gpu_time * total_ns * gpus_per_sequence
         return np.floor(np.minimum(share * (1 - 1e-9), float(MAX_OBJECTIVE))).astype(np.int64)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from solver.specs.rates import TokensPerSecond, TokensPerSecondPerGpu
 from solver.specs.spec import Spec
 from solver.units import Nanoseconds
 
@@ -20,6 +21,10 @@ class Slo(Spec):
     ttft: Nanoseconds | None = None
     tpot: Nanoseconds | None = None
     request_latency: Nanoseconds | None = None
+    min_throughput: TokensPerSecond | None = None
+    """Least output tokens per second of the whole deployment."""
+    min_efficiency: TokensPerSecondPerGpu | None = None
+    """Least output tokens per second and GPU used."""
 
     @model_validator(mode="after")
     def _positive(self) -> Self:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from solver.plan import Plan
 from solver.specs.spec import one_sentence
 from solver.verify import claimed, placed
+from solver.verify.alternatives import alternatives, confirm_alternatives
 from solver.verify.confirm import confirm
 from solver.verify.evidence import Evidence, evidence_of
 from solver.verify.finding import VERIFY_RULES, Finding
@@ -51,6 +52,7 @@ COST_RULES: tuple[Rule, ...] = (
     claimed.slos,
     claimed.certificate_value,
     claimed.objective_claim,
+    alternatives,
 )
 """Rules that need stages which cover the layers."""
 UNCOSTED = frozenset({"dtype", "stages", "micro-batches", "gpu-count"})
@@ -101,6 +103,6 @@ def verify(plan: Plan, *, exhaustive: bool = False) -> Verification:
     if exhaustive:
         confirmation = confirm(evidence)
         checks.append("exhaustive")
-        findings += confirmation.findings
+        findings += [*confirmation.findings, *confirm_alternatives(evidence)]
         configurations = confirmation.configurations
     return Verification(not findings, tuple(findings), tuple(checks), configurations, time.monotonic() - begun)

@@ -151,6 +151,14 @@ def slos(evidence: Evidence) -> Iterator[Finding]:
     ):
         if limit is not None and value > limit:
             yield Finding(rule, f"{name} is {value} ns, the SLO is {limit} ns")
+    tokens = figures.active * evidence.problem.workload.osl * 10**9  # output tokens of a cycle, times ns per second
+    for rule, name, width, least in (
+        ("slo-throughput", "throughput", 1, slo.min_throughput),
+        ("slo-efficiency", "efficiency", figures.gpus, slo.min_efficiency),
+    ):
+        if least is not None and tokens < least * figures.cycle_ns * width:
+            reached = tokens / (figures.cycle_ns * width)
+            yield Finding(rule, f"{name} is {reached:.9g} tokens/s, at least {float(least):.9g} are asked")
 
 
 # --- the claim itself -------------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ each position of the switch). What stays below the claim is refined (exact split
 the layers, blocks searched) and finally evaluated with a placement in hand.
 
 Replicas: more of them never lengthen a step (the bins get lighter, the layers stay the same), so latency, TTFT, TPOT
-and throughput need only the most that fit. For `gpus`, `efficiency` and `weighted` the first bound combines the loads
-of the most replicas with the GPUs of the fewest; survivors are then taken apart replica by replica, up to one bin a
-sequence, beyond which loads no longer fall.
+and throughput need only the most that fit. For `gpus`, `efficiency` and `weighted`, and under a least efficiency, the
+first bound combines the loads of the most replicas with the GPUs of the fewest; survivors are then taken apart replica
+by replica, up to one bin a sequence, beyond which loads no longer fall. With free concurrency loads do not depend on
+them, efficiency neither, and a least throughput asks for the most (or, of `gpus`, for each number in turn).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 
 from solver.cost.balance import batches_held, resident_tokens, sequence_tokens
 from solver.cost.leaves import PPM, Leaves
+from solver.cost.limits import limits_of
 from solver.cost.machine import Ints
 from solver.cost.metrics import THROUGHPUT_SCALE, Utopia
 from solver.degrees import domains_of
@@ -92,13 +94,18 @@ class Outcome:
 class Enumeration:
     """The degree space of one problem."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, without: tuple[tuple[int, ...], ...] = ()) -> None:
+        """`without`: degrees of an instance (:attr:`Strategy.degrees`) that are left out of the space."""
         self.problem, self.leaves, self.blocks = problem, Leaves(problem), BlockBounds(problem)
         self.domains = domains_of(problem)
         llm = problem.llm
         self.kinds = llm.kinds
         self.kind_of_layer = [self.kinds.index(kind) for kind in llm.layers]
-        self.rows = {} if self.domains.is_empty else {pp: rows_of(problem, self.domains, pp) for pp in self.domains.pp}
+        self.rows = (
+            {}
+            if self.domains.is_empty
+            else {pp: rows_of(problem, self.domains, pp).without(without) for pp in self.domains.pp}
+        )
         self.batches = np.array(self.domains.batch, dtype=np.int64)
         self.prompts = np.array(self.domains.prefill_batch, dtype=np.int64)
         self.num_sequences = problem.workload.concurrency
@@ -221,12 +228,11 @@ class Enumeration:
         tpot = step + -(-(rounds - 1) * round_ns // workload.osl)
         latency = ttft + _times(tpot, workload.osl - 1)
         cycle = _times(step, workload.osl) + rounds * round_ns
-        value = self._objective(rows, at, *goal, _Values(ttft, tpot, latency, cycle))
+        values = _Values(ttft, tpot, latency, cycle)
+        value = self._objective(rows, at, *goal, values)
         infeasible = (step >= HUGE_NS) | (ttft >= HUGE_NS) | ~self._prompts_fit(at)
-        slo = workload.slo
-        for cap, metric in ((slo.ttft, ttft), (slo.tpot, tpot), (slo.request_latency, latency)):
-            if cap is not None:
-                infeasible = infeasible | (metric > cap)
+        for limit in limits_of(self.problem):
+            infeasible = infeasible | (self._objective(rows, at, limit.metric, (0, 0), values) > limit.at_most)
         return np.where(infeasible, HUGE, np.minimum(value, HUGE))
 
     def _step(self, rows: Rows, at: Selection, load: Ints, cut: Cut, switch: Switch) -> Ints:
@@ -372,7 +378,7 @@ class Enumeration:
 
     def _refined(self, batch: Survivors, name: ObjectiveName, claim: int, weights: tuple[int, int]) -> Survivors:
         """The same with exact splits, every number of replicas, and blocks searched; those still below the claim."""
-        batch = self._again(self._by_replica(batch, name), name, claim, weights)
+        batch = self._again(self._by_replica(batch, name, claim), name, claim, weights)
         rose = False
         for moe_ep, bins, cap in self._distinct_blocks(batch):
             before = self._factor(moe_ep) + self._load_bound(bins, cap)
@@ -398,22 +404,31 @@ class Enumeration:
                 break
         return list(found)
 
-    def _by_replica(self, batch: Survivors, name: ObjectiveName) -> Survivors:
+    def _by_replica(self, batch: Survivors, name: ObjectiveName, claim: int) -> Survivors:
         """One configuration per number of replicas worth looking at."""
         least, most = batch.least, batch.most
-        if name not in FEWER_IS_BETTER:
+        slo, free = self.problem.workload.slo, self.num_sequences is None
+        fewer = name in FEWER_IS_BETTER or (slo.min_efficiency is not None and not free)
+        more = slo.min_throughput is not None and free  # the limit asks for replicas
+        if not fewer or (more and name != "gpus"):
             return self._with_replicas(batch, np.arange(len(most)), most)
-        if self.blocks.is_uniform:
+        if more:  # as many as are better than the claim
+            width = self._of_row(batch, "stage_gpus") * batch.pp
+            enough = (claim - 1) // width
+        elif self.blocks.is_uniform:
             return self._with_replicas(batch, np.arange(len(least)), least)
-        dp = np.array(
-            [int(self.rows[pp].attn_dp[row]) for pp, row in zip(batch.pp.tolist(), batch.row.tolist(), strict=True)],
-            dtype=np.int64,
-        )
-        enough = -(-len(sequence_tokens(self.problem)) // (dp * batch.micro))
-        count = np.maximum(0, np.minimum(most, np.maximum(least, enough)) - least + 1)
+        else:
+            enough = -(-len(sequence_tokens(self.problem)) // (self._of_row(batch, "attn_dp") * batch.micro))
+            enough = np.maximum(least, enough)
+        count = np.maximum(0, np.minimum(most, enough) - least + 1)
         index = np.repeat(np.arange(len(count)), count)
         offset = np.arange(len(index)) - np.repeat(np.cumsum(count) - count, count)
         return self._with_replicas(batch, index, batch.least[index] + offset)
+
+    def _of_row(self, batch: Survivors, column: str) -> Ints:
+        """A column of the rows that the survivors belong to."""
+        pairs = zip(batch.pp.tolist(), batch.row.tolist(), strict=True)
+        return np.array([int(getattr(self.rows[pp], column)[row]) for pp, row in pairs], dtype=np.int64)
 
     @staticmethod
     def _with_replicas(batch: Survivors, index: Ints, replicas: Ints) -> Survivors:

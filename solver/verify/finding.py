@@ -48,6 +48,7 @@ VERIFY_RULES: dict[str, str] = {
     "gap": "gap = (value - bound) / value",
     "status": "OPTIMAL if and only if the bound equals the value, else FEASIBLE; plan and certificate agree",
     "space": "a plan claimed OPTIMAL lies in the space that it was proved on",
+    "alternatives": "each alternative is a plan of other degrees that holds, with its rank, value and terms as stated",
     "exhaustive-optimum": "no strategy of the space, with a placement that exists, is better than the claimed bound",
     "exhaustive-open": "no strategy of the space is left whose bound is below the claimed one and cannot be closed",
     "question": "the deployment asks what can be asked",

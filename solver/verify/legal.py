@@ -5,7 +5,7 @@ Nothing here is shared with the search; only the unary domains are (:func:`solve
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -40,6 +40,14 @@ class Rows:
     def stage_gpus(self) -> Ints:
         """Ranks of one stage."""
         return self.attn_tp * self.attn_dp
+
+    def without(self, degrees: tuple[tuple[int, ...], ...]) -> Rows:
+        """The rows of other degrees than these (attn_tp, attn_dp, moe_tp, moe_ep, pp)."""
+        if not degrees:
+            return self
+        mine = zip(*(getattr(self, name).tolist() for name in ("attn_tp", "attn_dp", "moe_tp", "moe_ep")), strict=True)
+        kept = np.array([(*row, self.pp) not in degrees for row in mine], dtype=np.bool_)
+        return Rows(self.pp, *(getattr(self, field.name)[kept] for field in fields(self)[1:]))
 
     def __len__(self) -> int:
         return len(self.attn_tp)

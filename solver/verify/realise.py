@@ -15,8 +15,9 @@ from solver.cost.balance import batches_held, resident_tokens
 from solver.cost.layers import Blocks, PhaseTimes
 from solver.cost.leaves import Leaves, as_ints
 from solver.cost.ledger import stage_ledgers
+from solver.cost.limits import is_within, limits_of
 from solver.cost.machine import Phase
-from solver.cost.metrics import Figures, evaluate_times, objective_value
+from solver.cost.metrics import evaluate_times, objective_value
 from solver.degrees import Domains
 from solver.engines import exchange_switch, sends_without_attention_dp
 from solver.specs.problem import ObjectiveName
@@ -190,16 +191,8 @@ def _value(judge: Judge, strategy: Strategy, blocks: Blocks) -> int | None:
     """Objective integer of a complete strategy; None when it is illegal, does not fit, or misses an SLO."""
     problem = judge.leaves.problem
     figures = evaluate_times(judge.leaves, strategy, packing_of(problem, strategy), blocks)
-    if not meets_slos(judge, figures) or violations(problem, strategy):
+    if not is_within(limits_of(problem), figures) or violations(problem, strategy):
         return None
     if any(ledger.total_kib > ledger.capacity_kib for ledger in stage_ledgers(judge.leaves, strategy, blocks)):
         return None
     return objective_value(judge.name, figures, judge.weights)
-
-
-def meets_slos(judge: Judge, figures: Figures) -> bool:
-    """Whether TTFT, TPOT and request latency are within their limits."""
-    slo = judge.leaves.problem.workload.slo
-    limits = (slo.ttft, slo.tpot, slo.request_latency)
-    values = (figures.ttft_ns, figures.tpot_ns, figures.request_latency_ns)
-    return all(limit is None or value <= limit for limit, value in zip(limits, values, strict=True))
