@@ -58,7 +58,8 @@ def quiet(_progress: object) -> None:
 def stream(seed: int) -> Problem | None:
     """The question of a seed as a deployment can ask it; None where its workload cannot be a stream."""
     drawn = draw(seed)
-    slo = drawn.workload.slo.model_copy(update={"request_latency": None})
+    coupled = ("request_latency", "min_throughput", "min_efficiency")
+    slo = drawn.workload.slo.model_copy(update=dict.fromkeys(coupled))
     if drawn.workload.isl_list is not None:
         return None
     workload = drawn.workload.model_copy(update={"slo": slo})

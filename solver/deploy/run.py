@@ -353,8 +353,8 @@ def check_question(problem: Problem) -> None:
     slo = problem.workload.slo
     if slo.min_throughput is not None or slo.min_efficiency is not None:
         raise SpecError(
-            "a least throughput or efficiency is a limit of solve; a deployment is sized by the requests per second that "
-            "it must serve"
+            "a least throughput or efficiency is a limit of solve; a deployment is sized by the requests per second "
+            "that it must serve"
         )
     if problem.role != "aggregated":
         raise SpecError(f"the role {problem.role} is one pool; a deployment decides the roles of its instances")
