@@ -53,8 +53,7 @@ def expert_counts(problem: Problem) -> tuple[tuple[int, ...], ...]:
 
 def sequence_tokens(problem: Problem) -> tuple[int, ...]:
     """Context of every concurrent sequence in the middle of its generation, ascending: ``isl + osl // 2``."""
-    half = problem.workload.osl // 2
-    return tuple(isl + half for isl in problem.workload.prompt_lengths)
+    return problem.workload.context_tokens
 
 
 def resident_tokens(problem: Problem, load: int, batch: int, micro_batches: int) -> int:
