@@ -7,19 +7,84 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
 
 from solver.certificate import Certificate, Status
 from solver.errors import PlanError
 from solver.specs.llm import Llm
 from solver.specs.problem import ObjectiveName, Problem
+from solver.specs.runs import numbers_of, runs_text
 from solver.specs.spec import Spec, one_sentence
+from solver.specs.workload import MAX_SEQUENCES
 from solver.strategy import Packing, Strategy, StrategyFields, packing_of
 
-SCHEMA_VERSION = "1.0"
+READ_VERSIONS = frozenset({"1.0"})
+"""Older documents that are read; what is written is of the newest version."""
+MAX_BINS = 2**24
 MAX_PLAN_BYTES = 256 * 2**20
 
 Natural = Annotated[int, Field(ge=0)]
+
+
+def _newest_version(version: object) -> object:
+    """The version under which a document of a known older one is kept once it is read."""
+    return "1.1" if version in READ_VERSIONS else version
+
+
+Version = Annotated[Literal["1.1"], BeforeValidator(_newest_version)]
+
+
+class Deal(Spec):
+    """Written form of bins: what every sequence is dealt to, instead of what every bin holds."""
+
+    count: Annotated[int, Field(ge=0, le=MAX_BINS)]
+    """Bins, empty ones included."""
+    bin_of_sequence: str
+    """Bin of sequence 0, 1, 2, ...; ``3-7`` and ``7-3`` count up and down by one."""
+
+    @classmethod
+    def of(cls, bins: tuple[tuple[int, ...], ...]) -> Deal | None:
+        """The written form, from which :meth:`bins` gives back the same; None where a bin lacks order or a sequence."""
+        owners = {sequence: index for index, members in enumerate(bins) for sequence in members}
+        if list(map(owners.get, range(len(owners)))).count(None) or sum(map(len, bins)) != len(owners):
+            return None
+        if any(list(members) != sorted(members) for members in bins):
+            return None
+        return cls(count=len(bins), bin_of_sequence=runs_text([owners[i] for i in range(len(owners))]))
+
+    def bins(self) -> tuple[tuple[int, ...], ...]:
+        """Members of every bin, ascending.
+
+        Raises
+        ------
+        ValueError
+            The text is no list of runs, or names a bin that does not exist.
+        """
+        members: list[list[int]] = [[] for _ in range(self.count)]
+        for sequence, index in enumerate(numbers_of(self.bin_of_sequence, MAX_SEQUENCES)):
+            if index >= self.count:
+                raise ValueError(f"sequence {sequence} is dealt to bin {index} of {self.count}")
+            members[index].append(sequence)
+        return tuple(map(tuple, members))
+
+
+def _dealt(value: object) -> object:
+    """Bins of their written form; anything else as it is."""
+    if not isinstance(value, dict):
+        return value
+    return Deal.model_validate(value).bins()
+
+
+def _deal(bins: tuple[tuple[int, ...], ...] | None) -> Deal | tuple[tuple[int, ...], ...] | None:
+    return None if bins is None else Deal.of(bins) or bins
+
+
+Bins = Annotated[
+    tuple[tuple[Natural, ...], ...] | None,
+    BeforeValidator(_dealt),
+    PlainSerializer(_deal, return_type=Deal | tuple[tuple[int, ...], ...] | None, when_used="json"),
+]
+"""Sequences of every bin. In a document the :class:`Deal`; lists of sequences by bin are read, too."""
 
 
 class PlannedStrategy(StrategyFields):
@@ -135,7 +200,7 @@ class Placement(Spec):
     expert_maps: tuple[tuple[tuple[Natural, ...], ...], ...] = ()
     map_of_layer: tuple[Natural, ...] = ()
     num_sequences: Natural
-    bins: tuple[tuple[Natural, ...], ...] | None = None
+    bins: Bins = None
     load_tokens: Natural
     """Context tokens of the heaviest bin in the middle of generation."""
     lambda_ppm: Natural
@@ -179,7 +244,7 @@ class Ties(Spec):
 class Plan(Spec):
     """One answer: proved (OPTIMAL), or the best found with its gap (FEASIBLE)."""
 
-    schema_version: Literal["1.0"] = "1.0"
+    schema_version: Version = "1.1"
     status: Status
     objective: ObjectiveClaim
     strategy: PlannedStrategy
@@ -246,7 +311,7 @@ class Plan(Spec):
 class Evaluation(Spec):
     """Metrics and ledger of a strategy that the caller named; it may break memory or SLOs, and then says so."""
 
-    schema_version: Literal["1.0"] = "1.0"
+    schema_version: Version = "1.1"
     strategy: PlannedStrategy
     metrics: Metrics
     breakdown: Breakdown

@@ -79,7 +79,9 @@ def solve(
     elif out not in (None, STANDARD) and not no_progress:
         typer.echo(f"no plan, so {out} is not written", err=True)
     if as_json and out != STANDARD:
-        typer.echo(answer.model_dump_json(indent=2))
+        from solver.specs.spec import document_text
+
+        typer.echo(document_text(answer))
     elif out != STANDARD or not isinstance(answer, Plan):
         _show_answer(answer, out)
     raise typer.Exit(EXIT_OF_STATUS[answer.status])
@@ -102,7 +104,9 @@ def _options(time_limit: float | None, workers: int | None, seed: int, ties: int
 
 def _save(plan: Plan, out: str | None, *, force: bool, silent: bool) -> None:
     if out is not None:
-        write_out(out, [plan.model_dump_json(indent=2), "\n"], force=force)
+        from solver.specs.spec import document_text
+
+        write_out(out, [document_text(plan), "\n"], force=force)
         if out != STANDARD and not silent:
             typer.echo(f"plan written to {out}", err=True)
 
@@ -148,10 +152,11 @@ def evaluate(
     from solver import api
     from solver.report.answer import show_evaluation
     from solver.report.terminal import terminal
+    from solver.specs.spec import document_text
 
     evaluation = api.evaluate(ask.problem(), named)
     if as_json:
-        typer.echo(evaluation.model_dump_json(indent=2))
+        typer.echo(document_text(evaluation))
     else:
         show_evaluation(terminal(), evaluation)
 

@@ -114,10 +114,7 @@ def _best_swap(lengths: Ints, members: list[Ints], loads: Ints, sizes: Ints, wor
     for bins in (near, by_load) if len(near) < len(by_load) else (near,):
         others = np.concatenate([members[b] for b in bins.tolist()] or [members[worst][:0]])
         owner = np.repeat(bins, sizes[bins])
-        if len(bins) > len(near):
-            order = np.unique(lengths[others], return_index=True)[1]
-        else:
-            order = np.argsort(others)
+        order = np.argsort(others) if len(bins) == len(near) else np.unique(lengths[others], return_index=True)[1]
         swap = _exchange(lengths, members[worst], others[order], loads[owner[order]], int(loads[worst]))
         if swap is not None:
             return int(members[worst][swap[0]]), int(others[order][swap[1]]), int(owner[order][swap[1]])

@@ -1,0 +1,93 @@
+"""Large maps: the written form of the bins, the streams, the judge by class and by rank, the aggregated picture."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from plans import build_plan, small_problem
+from pydantic import ValidationError
+
+from solver.plan import Deal, Placement, Plan
+from solver.specs.runs import numbers_of, runs_text
+from solver.specs.spec import document_text
+from solver.strategy import Strategy
+
+# --- the written form ------------------------------------------------------------------------------------------------
+
+
+def test_runs_up_and_down_are_joined() -> None:
+    # 0 1 2 3 counts up, 9 8 7 counts down; two neighbours are no run.
+    assert runs_text([0, 1, 2, 3, 7, 8, 5, 9, 8, 7]) == "0-3 7 8 5 9-7"
+    assert runs_text([]) == ""
+
+
+@given(st.lists(st.integers(0, 12), max_size=40))
+def test_runs_are_read_back(numbers: list[int]) -> None:
+    assert numbers_of(runs_text(numbers), 40) == numbers
+
+
+@pytest.mark.parametrize("text", ["1-", "-3", "a", "1..2", "1 2 three", "9" * 13])
+def test_what_is_no_run_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="neither a number nor a run"):
+        numbers_of(text, 100)
+
+
+def test_a_short_text_cannot_ask_for_endless_numbers() -> None:
+    with pytest.raises(ValueError, match="more than 100 numbers"):
+        numbers_of("0-999999999999", 100)
+    assert len(numbers_of("0-99", 100)) == 100
+
+
+@given(st.lists(st.integers(0, 5), max_size=30))
+def test_bins_come_back_from_their_written_form(owners: list[int]) -> None:
+    bins = tuple(tuple(s for s, owner in enumerate(owners) if owner == b) for b in range(6))
+    deal = Deal.of(bins)
+    assert deal is not None
+    assert deal.bins() == bins
+
+
+@pytest.mark.parametrize(
+    "bins",
+    [((1, 0), (2,)), ((0, 1), (1,)), ((0,), (2,)), ((0, 0), (1,))],
+    ids=["order", "two bins", "missing", "twice"],
+)
+def test_bins_that_a_deal_cannot_say_are_written_as_lists(bins: tuple[tuple[int, ...], ...]) -> None:
+    assert Deal.of(bins) is None
+
+
+def test_a_deal_to_a_bin_that_does_not_exist_is_refused() -> None:
+    document = {
+        "domain_gpus": 8, "gpus_per_node": 8, "stage_layers": [4], "moe_tp_fastest": True, "num_sequences": 2,
+        "bins": {"count": 2, "bin_of_sequence": "0 2"}, "load_tokens": 1, "lambda_ppm": 1,
+    }  # fmt: skip
+    with pytest.raises(ValidationError, match="sequence 1 is dealt to bin 2 of 2"):
+        Placement.model_validate(document)
+    assert Placement.model_validate({**document, "bins": [[0], [1]]}).bins == ((0,), (1,))
+
+
+def plan() -> Plan:
+    strategy = Strategy(attn_tp=2, attn_dp=2, moe_ep=4, pp=2, replicas=2, micro_batches=2, batch=1)
+    return build_plan(small_problem(redundant_experts=4), strategy)
+
+
+def test_a_document_keeps_lists_of_numbers_on_one_line() -> None:
+    text = document_text(plan())
+    assert Plan.parse(text) == plan()
+    assert json.loads(text) == json.loads(plan().model_dump_json())
+    assert '"stage_layers": [2, 2],\n' in text
+    # Text that looks like a list is left alone: its line breaks are escapes.
+    odd = plan().model_copy(update={"warnings": ("[\n  1,\n  2\n]",)})
+    assert Plan.parse(document_text(odd)).warnings == odd.warnings
+
+
+def test_a_document_of_the_first_version_is_read() -> None:
+    # The first version listed the sequences of every bin.
+    old = json.loads(plan().model_dump_json())
+    assert plan().placement.bins is not None
+    old["placement"]["bins"] = [list(members) for members in plan().placement.bins or ()]
+    old["schema_version"] = "1.0"
+    assert Plan.parse(json.dumps(old)) == plan()
+    assert Plan.parse(json.dumps(old)).schema_version == "1.1"
