@@ -42,6 +42,7 @@ ROOM_OF_LIBRARY = {
     "scipy": "fitting",
     "aiconfigurator_core": "silicon",
     "matplotlib": "report",
+    "pyarrow": "report",
     "yaml": "importer",
 }
 ALSO = {"rich": {"cli"}, "ortools": {"place"}}

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
+from command_line import error_line, run
 from hypothesis import given
 from hypothesis import strategies as st
 from plans import build_plan, small_problem
 from pydantic import ValidationError
 
-from solver.plan import Deal, Placement, Plan
+from solver.errors import ReportError
+from solver.plan import Deal, Placement, Plan, expand
+from solver.report import parquet
+from solver.report.placement import csv, jsonl, table
 from solver.specs.runs import numbers_of, runs_text
 from solver.specs.spec import document_text
 from solver.strategy import Strategy
@@ -91,3 +97,53 @@ def test_a_document_of_the_first_version_is_read() -> None:
     old["schema_version"] = "1.0"
     assert Plan.parse(json.dumps(old)) == plan()
     assert Plan.parse(json.dumps(old)).schema_version == "1.1"
+
+
+# --- streams ---------------------------------------------------------------------------------------------------------
+
+
+def test_json_lines_say_what_the_records_say() -> None:
+    records = list(expand(plan()))
+    lines = [json.loads(line) for line in jsonl(iter(records))]
+    assert lines == json.loads(json.dumps([asdict(record) for record in records]))
+
+
+def test_shared_texts_are_those_of_each_record() -> None:
+    # Copies share no object, so nothing can be taken from a neighbour.
+    records = list(expand(plan()))
+    copies = [replace(r, experts=dict(r.experts), sequences=(*r.sequences,)) for r in records]
+    for form in (jsonl, csv, table):
+        assert list(form(records)) == list(form(copies))
+
+
+def test_parquet_holds_the_records_in_row_groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet", reason="the extra parquet is not installed")
+    monkeypatch.setattr(parquet, "MAX_ROWS", 5)
+    document, out = tmp_path / "plan.json", tmp_path / "map.parquet"
+    document.write_text(document_text(plan()))
+    assert run("placement", document, "--format", "parquet", "--out", out).code == 0
+    read = pq.ParquetFile(out)
+    assert read.metadata.num_row_groups == 4  # 16 rows in groups of 5
+    rows, records = read.read().to_pylist(), list(expand(plan()))
+    assert [row["gpu"] for row in rows] == [record.gpu for record in records]
+    for row, record in zip(rows, records, strict=True):
+        held = {layer: tuple(experts) for layer, experts in row.pop("experts")}
+        dealt = tuple(map(tuple, row.pop("sequences")))
+        assert (held, dealt) == (record.experts, record.sequences)
+        assert all(row[name] == getattr(record, name) for name in row)
+
+
+def test_long_lists_end_a_row_group_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Every record holds 2 layers x 3 slots and 2 sequences: 8 values; 16 values make a group of two.
+    monkeypatch.setattr(parquet, "MAX_VALUES", 16)
+    groups = list(parquet._row_groups(expand(plan())))
+    assert [len(group) for group in groups] == [2] * 8
+
+
+def test_parquet_is_refused_where_it_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = tmp_path / "plan.json"
+    document.write_text(document_text(plan()))
+    assert "--out FILE" in error_line(run("placement", document, "--format", "parquet"))
+    monkeypatch.setattr(parquet.util, "find_spec", lambda _name: None)
+    with pytest.raises(ReportError, match=r"shardwright\[parquet\]"):
+        parquet.check_parquet()

@@ -6,8 +6,9 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from solver.errors import OutputError, SpecError
 
@@ -76,13 +77,24 @@ def write_out(path: str, pieces: Iterable[str], *, force: bool) -> None:
         for piece in pieces:
             sys.stdout.write(piece)
         return
+    write_binary(path, lambda file: file.writelines(piece.encode() for piece in pieces), force=force)
+
+
+def write_binary(path: str, write: Callable[[BinaryIO], None], *, force: bool) -> None:
+    """Have a file written, whole or not at all, as :func:`write_out` does.
+
+    Raises
+    ------
+    OutputError
+        As :func:`check_out`, or the disk refuses.
+    """
     check_out(path, force=force)
     target = Path(path).resolve()
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
     try:
         try:
-            with open(temporary, "x", encoding="utf-8", newline="\n") as file:
-                file.writelines(pieces)
+            with open(temporary, "xb") as file:
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
             check_out(path, force=force)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from solver.cli.files import STANDARD, check_out, read_text, write_out
+from solver.cli.files import STANDARD, check_out, read_text, write_binary, write_out
 from solver.cli.options import HOW, asks
 from solver.errors import PlanError, SpecError, StrategyError
 
@@ -196,7 +196,7 @@ def placement(
         str,
         typer.Option(
             "--format",
-            metavar="table|jsonl|csv|tree|heat",
+            metavar="table|jsonl|csv|parquet|tree|heat",
             help="One record per GPU (default table), or a picture.",
             show_default=False,
         ),
@@ -207,20 +207,29 @@ def placement(
     """The GPU-to-shard map of a plan: one record per used GPU, streamed.
 
     Lists are compact in csv and table: "0-3 7" is 0, 1, 2, 3, 7. Experts read "layers:experts;layers:experts",
-    sequences "of micro-batch 0|of micro-batch 1".
+    sequences "of micro-batch 0|of micro-batch 1". parquet needs --out and the extra 'shardwright[parquet]'.
     """
     check_out(out, force=force)
     from solver import api
+    from solver.report.parquet import check_parquet, write_parquet
     from solver.report.placement import FORMATS
 
-    known = (*FORMATS, "tree", "heat")
+    known = (*FORMATS, "parquet", "tree", "heat")
     if form not in known:
         raise SpecError(f"--format {form[:60]!r}: give one of {', '.join(known)}")
+    if form == "parquet":
+        if out is None or out == STANDARD:
+            raise SpecError("--format parquet: a Parquet file is binary, so name one with --out FILE")
+        check_parquet()
     document = read_plan(plan)
     verdict = api.verify(document)
     if not verdict.ok:
         more = f" (and {len(verdict.findings) - 1} more findings)" if len(verdict.findings) > 1 else ""
         raise PlanError(f"the map is not expanded, because verify convicts the plan: {verdict.findings[0]}{more}")
+    if form == "parquet":
+        assert out is not None
+        write_binary(out, lambda file: write_parquet(api.placement(document), file), force=force)
+        return
     lines = _picture(form, document) if form in ("tree", "heat") else FORMATS[form](api.placement(document))
     write_out(out or STANDARD, lines, force=force)
 
