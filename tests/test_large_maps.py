@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import error_line, run
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import build_plan, small_problem
 from pydantic import ValidationError
 
 from solver.errors import ReportError
-from solver.plan import Deal, Placement, Plan, expand
+from solver.plan import Deal, Expansion, GpuRecord, Placement, Plan, expand, moe_coordinates
 from solver.report import parquet
 from solver.report.placement import csv, jsonl, table
 from solver.specs.runs import numbers_of, runs_text
 from solver.specs.spec import document_text
 from solver.strategy import Strategy
+from solver.verify import ranks, verify
+from solver.verify.evidence import Evidence
 
 # --- the written form ------------------------------------------------------------------------------------------------
 
@@ -147,3 +152,85 @@ def test_parquet_is_refused_where_it_cannot_be_written(tmp_path: Path, monkeypat
     monkeypatch.setattr(parquet.util, "find_spec", lambda _name: None)
     with pytest.raises(ReportError, match=r"shardwright\[parquet\]"):
         parquet.check_parquet()
+
+
+# --- the judge, rank by rank -----------------------------------------------------------------------------------------
+
+
+def wrong_gpu(record: GpuRecord) -> GpuRecord:
+    return replace(record, gpu=record.gpu ^ 1)
+
+
+def wrong_experts(record: GpuRecord) -> GpuRecord:
+    return replace(record, experts={**record.experts, record.first_layer: (0,)})
+
+
+def lost_layer(record: GpuRecord) -> GpuRecord:
+    return replace(record, experts={})
+
+
+def wrong_sequences(record: GpuRecord) -> GpuRecord:
+    return replace(record, sequences=record.sequences[::-1])
+
+
+def wrong_stage(record: GpuRecord) -> GpuRecord:
+    return replace(record, last_layer=record.last_layer + 1)
+
+
+@pytest.mark.parametrize("spoil", [wrong_gpu, wrong_experts, lost_layer, wrong_sequences, wrong_stage])
+@pytest.mark.parametrize("rank", [0, 7, 15])
+def test_a_wrong_record_of_any_rank_is_convicted(
+    spoil: Callable[[GpuRecord], GpuRecord], rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Expansion.__iter__
+    monkeypatch.setattr(
+        Expansion, "__iter__", lambda self: (spoil(r) if i == rank else r for i, r in enumerate(real(self)))
+    )
+    verdict = verify(plan())
+    assert [finding.rule for finding in verdict.findings] == ["records"]
+    assert f"rank {rank} " in verdict.findings[0].sentence
+
+
+def test_a_sample_is_seeded_and_full_takes_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of 16 ranks 4 are sampled; one wrong record outside of the sample is found by --full alone.
+    monkeypatch.setattr(ranks, "MAX_SAMPLED", 4)
+    sampled = random.Random(ranks.SAMPLE_SEED).sample(range(16), 4)
+    spoilt = next(record for i, record in enumerate(expand(plan())) if i not in sampled)
+    real = Expansion._record
+
+    def record(self: Expansion, *at: Any) -> GpuRecord:
+        made = real(self, *at)
+        return wrong_gpu(made) if made.gpu == spoilt.gpu else made
+
+    assert (verify(plan()).records, verify(plan(), full=True).records) == (4, 16)
+    monkeypatch.setattr(Expansion, "_record", record)
+    assert verify(plan()).ok
+    assert not verify(plan(), full=True).ok
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6))
+def test_seats_are_those_of_the_packing(seed: int) -> None:
+    # Two arithmetics of the same definition, on arrays and by rank: random sizes, orders and domains.
+    rng = random.Random(seed)
+    tp, dp, pp = rng.choice((1, 2, 3, 4)), rng.choice((1, 2, 3, 5, 8)), rng.choice((1, 2, 3))
+    moe_tp = rng.choice([k for k in range(1, tp * dp + 1) if tp * dp % k == 0])
+    strategy = Strategy(
+        attn_tp=tp, attn_dp=dp, moe_tp=moe_tp, moe_ep=tp * dp // moe_tp, pp=pp, replicas=rng.randint(1, 5),
+        mesh_order=rng.choice(("tp-dp-pp", "tp-pp-dp")),
+    )  # fmt: skip
+    base, domain = plan(), rng.choice((1, 2, 4, 6, 8, 16))
+    cluster = base.problem.cluster.model_copy(
+        update={"gpus_per_node": domain, "scale_up_gpus": domain, "num_gpus": 64 * domain * strategy.gpus}
+    )
+    problem = base.problem.model_copy(update={"cluster": cluster})
+    placement = base.placement.model_copy(update={"moe_tp_fastest": rng.random() < 0.5})
+    evidence = Evidence(base.model_copy(update={"problem": problem, "placement": placement}), strategy, 0, 0)
+    seats = ranks.seats_of(evidence)
+    assert len(seats) == strategy.gpus
+    for i in range(strategy.gpus):
+        at = (int(seats.replica[i]), int(seats.stage[i]), int(seats.attn_dp[i]), int(seats.attn_tp[i]))
+        assert evidence.packing.gpu(*at) == seats.gpu[i]
+        rank = at[2] * tp + at[3]
+        moe = moe_coordinates(rank, strategy.moe_tp, strategy.moe_ep, placement.moe_tp_fastest)
+        assert moe == (seats.moe_tp[i], seats.moe_ep[i])

@@ -124,6 +124,9 @@ def verify(
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Enumerate the degree space, too, and confirm the optimum.")
     ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Compare every rank's record with its class, not a sample of 4,096.")
+    ] = False,
     loads: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE", help="Loads that an expert placement was made for.", show_default=False),
@@ -149,7 +152,7 @@ def verify(
 
         verify_map(read_text(plan, MAX_DOCUMENT_BYTES), plan, loads or [], current, as_json=as_json)
     document = read_plan(plan)
-    verdict = api.verify(document, exhaustive=exhaustive)
+    verdict = api.verify(document, exhaustive=exhaustive, full=full)
     if as_json:
         typer.echo(json.dumps(asdict(verdict), indent=2))
     else:

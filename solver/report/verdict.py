@@ -16,6 +16,8 @@ def show_verdict(console: Console, plan: Plan, verdict: Verification) -> None:
     what = f"{plan.strategy.label} on {plural(plan.metrics.gpus_used, 'GPU')}, claimed {plan.status}"
     console.print(Text.assemble(word, "  ", what))
     checked = f"{plural(len(verdict.checks), 'check')} in {verdict.seconds:.2f} s"
+    if verdict.records:
+        checked += f"; {plural(verdict.records, 'rank')} of {plan.metrics.gpus_used:,} expanded"
     if verdict.configurations is not None:
         checked += f"; {plural(verdict.configurations, 'configuration')} enumerated"
     console.print(Text(f"{checked}: {', '.join(verdict.checks)}", style="dim"))
