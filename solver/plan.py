@@ -60,12 +60,12 @@ class Deal(Spec):
         ValueError
             The text is no list of runs, or names a bin that does not exist.
         """
-        members: list[list[int]] = [[] for _ in range(self.count)]
+        members: dict[int, list[int]] = {}
         for sequence, index in enumerate(numbers_of(self.bin_of_sequence, MAX_SEQUENCES)):
             if index >= self.count:
                 raise ValueError(f"sequence {sequence} is dealt to bin {index} of {self.count}")
-            members[index].append(sequence)
-        return tuple(map(tuple, members))
+            members.setdefault(index, []).append(sequence)
+        return tuple(tuple(members.get(index, ())) for index in range(self.count))
 
 
 def _dealt(value: object) -> object:

@@ -226,8 +226,7 @@ def placement(
     if not verdict.ok:
         more = f" (and {len(verdict.findings) - 1} more findings)" if len(verdict.findings) > 1 else ""
         raise PlanError(f"the map is not expanded, because verify convicts the plan: {verdict.findings[0]}{more}")
-    if form == "parquet":
-        assert out is not None
+    if form == "parquet" and out is not None:
         write_binary(out, lambda file: write_parquet(api.placement(document), file), force=force)
         return
     lines = _picture(form, document) if form in ("tree", "heat") else FORMATS[form](api.placement(document))
