@@ -7,19 +7,84 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
 
 from solver.certificate import Certificate, Status
 from solver.errors import PlanError
 from solver.specs.llm import Llm
 from solver.specs.problem import ObjectiveName, Problem
+from solver.specs.runs import numbers_of, runs_text
 from solver.specs.spec import Spec, one_sentence
+from solver.specs.workload import MAX_SEQUENCES
 from solver.strategy import Packing, Strategy, StrategyFields, packing_of
 
-SCHEMA_VERSION = "1.0"
+READ_VERSIONS = frozenset({"1.0"})
+"""Older documents that are read; what is written is of the newest version."""
+MAX_BINS = 2**24
 MAX_PLAN_BYTES = 256 * 2**20
 
 Natural = Annotated[int, Field(ge=0)]
+
+
+def _newest_version(version: object) -> object:
+    """The version under which a document of a known older one is kept once it is read."""
+    return "1.1" if version in READ_VERSIONS else version
+
+
+Version = Annotated[Literal["1.1"], BeforeValidator(_newest_version)]
+
+
+class Deal(Spec):
+    """Written form of bins: what every sequence is dealt to, instead of what every bin holds."""
+
+    count: Annotated[int, Field(ge=0, le=MAX_BINS)]
+    """Bins, empty ones included."""
+    bin_of_sequence: str
+    """Bin of sequence 0, 1, 2, ...; ``3-7`` and ``7-3`` count up and down by one."""
+
+    @classmethod
+    def of(cls, bins: tuple[tuple[int, ...], ...]) -> Deal | None:
+        """The written form, from which :meth:`bins` gives back the same; None where a bin lacks order or a sequence."""
+        owners = {sequence: index for index, members in enumerate(bins) for sequence in members}
+        if list(map(owners.get, range(len(owners)))).count(None) or sum(map(len, bins)) != len(owners):
+            return None
+        if any(list(members) != sorted(members) for members in bins):
+            return None
+        return cls(count=len(bins), bin_of_sequence=runs_text([owners[i] for i in range(len(owners))]))
+
+    def bins(self) -> tuple[tuple[int, ...], ...]:
+        """Members of every bin, ascending.
+
+        Raises
+        ------
+        ValueError
+            The text is no list of runs, or names a bin that does not exist.
+        """
+        members: dict[int, list[int]] = {}
+        for sequence, index in enumerate(numbers_of(self.bin_of_sequence, MAX_SEQUENCES)):
+            if index >= self.count:
+                raise ValueError(f"sequence {sequence} is dealt to bin {index} of {self.count}")
+            members.setdefault(index, []).append(sequence)
+        return tuple(tuple(members.get(index, ())) for index in range(self.count))
+
+
+def _dealt(value: object) -> object:
+    """Bins of their written form; anything else as it is."""
+    if not isinstance(value, dict):
+        return value
+    return Deal.model_validate(value).bins()
+
+
+def _deal(bins: tuple[tuple[int, ...], ...] | None) -> Deal | tuple[tuple[int, ...], ...] | None:
+    return None if bins is None else Deal.of(bins) or bins
+
+
+Bins = Annotated[
+    tuple[tuple[Natural, ...], ...] | None,
+    BeforeValidator(_dealt),
+    PlainSerializer(_deal, return_type=Deal | tuple[tuple[int, ...], ...] | None, when_used="json"),
+]
+"""Sequences of every bin. In a document the :class:`Deal`; lists of sequences by bin are read, too."""
 
 
 class PlannedStrategy(StrategyFields):
@@ -135,7 +200,7 @@ class Placement(Spec):
     expert_maps: tuple[tuple[tuple[Natural, ...], ...], ...] = ()
     map_of_layer: tuple[Natural, ...] = ()
     num_sequences: Natural
-    bins: tuple[tuple[Natural, ...], ...] | None = None
+    bins: Bins = None
     load_tokens: Natural
     """Context tokens of the heaviest bin in the middle of generation."""
     lambda_ppm: Natural
@@ -216,7 +281,7 @@ class Alternatives(Spec):
 class Plan(Spec):
     """One answer: proved (OPTIMAL), or the best found with its gap (FEASIBLE)."""
 
-    schema_version: Literal["1.0"] = "1.0"
+    schema_version: Version = "1.1"
     status: Status
     objective: ObjectiveClaim
     strategy: PlannedStrategy
@@ -284,7 +349,7 @@ class Plan(Spec):
 class Evaluation(Spec):
     """Metrics and ledger of a strategy that the caller named; it may break memory or SLOs, and then says so."""
 
-    schema_version: Literal["1.0"] = "1.0"
+    schema_version: Version = "1.1"
     strategy: PlannedStrategy
     metrics: Metrics
     breakdown: Breakdown
@@ -396,47 +461,64 @@ def moe_layers_of_stage(llm: Llm, first: int, count: int) -> list[tuple[int, int
     return [(layer, i) for i, layer in enumerate(llm.moe_layer_indices) if first <= layer < first + count]
 
 
+class Expansion:
+    """The records of a plan: by rank, or all of them in a stream. Ranks of a class share what they hold."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.strategy, self.placement = plan.strategy.strategy(), plan.placement
+        self.packing: Packing = packing_of(plan.problem, self.strategy)
+        s, placement = self.strategy, self.placement
+        self._starts = stage_starts(placement.stage_layers)
+        self._num_bins = s.replicas * s.attn_dp * s.micro_batches
+        self._held: list[list[dict[int, tuple[int, ...]]]] = []
+        nothing: dict[int, tuple[int, ...]] = {}
+        for first, count in zip(self._starts, placement.stage_layers, strict=True):
+            layers = moe_layers_of_stage(plan.problem.llm, first, count)
+            maps = [(layer, placement.expert_maps[placement.map_of_layer[i]]) for layer, i in layers]
+            ranks = s.moe_ep if plan.problem.llm.is_moe else s.stage_gpus
+            self._held.append([{layer: held[ep] for layer, held in maps} if maps else nothing for ep in range(ranks)])
+
+    def at(self, replica: int, stage: int, attn_dp_rank: int, attn_tp_rank: int) -> GpuRecord:
+        """The record of one rank."""
+        return self._record(replica, stage, attn_dp_rank, attn_tp_rank, self._sequences(replica, attn_dp_rank))
+
+    def __iter__(self) -> Iterator[GpuRecord]:
+        s = self.strategy
+        for replica in range(s.replicas):
+            for stage in range(s.pp):
+                for dp in range(s.attn_dp):
+                    sequences = self._sequences(replica, dp)
+                    for tp in range(s.attn_tp):
+                        yield self._record(replica, stage, dp, tp, sequences)
+
+    def _sequences(self, replica: int, dp: int) -> tuple[tuple[int, ...], ...]:
+        """Per micro-batch, the sequences of an attention-DP rank."""
+        base = (replica * self.strategy.attn_dp + dp) * self.strategy.micro_batches
+        bins = range(base, base + self.strategy.micro_batches)
+        return tuple(sequences_of_bin(self.placement, index, self._num_bins) for index in bins)
+
+    def _record(self, replica: int, stage: int, dp: int, tp: int, sequences: tuple[tuple[int, ...], ...]) -> GpuRecord:
+        s, placement = self.strategy, self.placement
+        gpu = self.packing.gpu(replica, stage, dp, tp)
+        moe_tp, moe_ep = moe_coordinates(dp * s.attn_tp + tp, s.moe_tp, s.moe_ep, placement.moe_tp_fastest)
+        first = self._starts[stage]
+        return GpuRecord(
+            gpu=gpu,
+            node=gpu // placement.gpus_per_node,
+            local_gpu=gpu % placement.gpus_per_node,
+            replica=replica,
+            stage=stage,
+            first_layer=first,
+            last_layer=first + placement.stage_layers[stage] - 1,
+            attn_tp_rank=tp,
+            attn_dp_rank=dp,
+            moe_tp_rank=moe_tp,
+            moe_ep_rank=moe_ep,
+            experts=self._held[stage][moe_ep],
+            sequences=sequences,
+        )
+
+
 def expand(plan: Plan) -> Iterator[GpuRecord]:
     """One record per used GPU, replica by replica, stage by stage; streams."""
-    strategy, placement = plan.strategy.strategy(), plan.placement
-    packing: Packing = packing_of(plan.problem, strategy)
-    starts = stage_starts(placement.stage_layers)
-    num_bins = strategy.replicas * strategy.attn_dp * strategy.micro_batches
-    stage_moe = [
-        moe_layers_of_stage(plan.problem.llm, first, count)
-        for first, count in zip(starts, placement.stage_layers, strict=True)
-    ]
-    held = [
-        [
-            {layer: placement.expert_maps[placement.map_of_layer[i]][ep] for layer, i in layers}
-            for ep in range(strategy.moe_ep)
-        ]
-        for layers in stage_moe
-    ]
-    for replica in range(strategy.replicas):
-        for stage, (first, count) in enumerate(zip(starts, placement.stage_layers, strict=True)):
-            for dp in range(strategy.attn_dp):
-                base = (replica * strategy.attn_dp + dp) * strategy.micro_batches
-                sequences = tuple(
-                    sequences_of_bin(placement, base + m, num_bins) for m in range(strategy.micro_batches)
-                )
-                for tp in range(strategy.attn_tp):
-                    gpu = packing.gpu(replica, stage, dp, tp)
-                    moe_tp, moe_ep = moe_coordinates(
-                        dp * strategy.attn_tp + tp, strategy.moe_tp, strategy.moe_ep, placement.moe_tp_fastest
-                    )
-                    yield GpuRecord(
-                        gpu=gpu,
-                        node=gpu // placement.gpus_per_node,
-                        local_gpu=gpu % placement.gpus_per_node,
-                        replica=replica,
-                        stage=stage,
-                        first_layer=first,
-                        last_layer=first + count - 1,
-                        attn_tp_rank=tp,
-                        attn_dp_rank=dp,
-                        moe_tp_rank=moe_tp,
-                        moe_ep_rank=moe_ep,
-                        experts=held[stage][moe_ep] if plan.problem.llm.is_moe else {},
-                        sequences=sequences,
-                    )
+    return iter(Expansion(plan))

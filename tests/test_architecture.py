@@ -55,7 +55,7 @@ ROOM_OF_LIBRARY = {
     "ray": "workers",
     "pyarrow": "sweep",
 }
-ALSO = {"rich": {"cli"}, "ortools": {"place", "deploy"}}
+ALSO = {"rich": {"cli"}, "ortools": {"place", "deploy"}, "pyarrow": {"report"}}
 """Further rooms that may import a library."""
 
 MODULES = sorted(HOUSE.rglob("*.py"))

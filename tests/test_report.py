@@ -15,10 +15,12 @@ from plans import build_plan, small_llm, small_problem, small_workload
 
 from solver import Plan, parse_label
 from solver.plan import expand
+from solver.report import html
 from solver.report.advice import collectives, recommendations
 from solver.report.document import Chart
 from solver.report.markdown import markdown
 from solver.report.sections import document_of
+from solver.report.terminal import compact
 from solver.strategy import Strategy, violations
 from solver.verify import verify
 
@@ -117,10 +119,17 @@ def test_the_page_is_one_file_without_network(tmp_path: Path) -> None:
 def test_the_map_holds_every_gpu_of_the_plan(tmp_path: Path) -> None:
     plan = made(Strategy(attn_dp=4, moe_ep=4, replicas=2, batch=1), redundant_experts=4)
     data = map_data(plan, tmp_path)
-    records = list(expand(plan))
-    assert [row[0] for row in data["rows"]] == [record.gpu for record in records]
-    for row, record in zip(data["rows"], records, strict=True):
-        for layer, experts in record.experts.items():
+    rows = [
+        (begin + row[0], replica, *row[1:])
+        for replica, begin in enumerate(data["replicas"])
+        for row in data["instance"]
+    ]
+    for row, r in zip(rows, expand(plan), strict=True):
+        assert row == (r.gpu, r.replica, r.stage, r.attn_tp_rank, r.attn_dp_rank, r.moe_tp_rank, r.moe_ep_rank)
+        assert data["sequences"][r.replica * data["attnDp"] + r.attn_dp_rank] == " | ".join(
+            compact(members) for members in r.sequences
+        )
+        for layer, experts in r.experts.items():
             held = data["maps"][data["mapOfLayer"][data["moeLayers"].index(layer)]][row[6]]
             assert tuple(held) == experts
 
@@ -220,23 +229,28 @@ document.body.setAttribute("data-result", JSON.stringify(out));
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_hover_and_search_work_in_a_browser(tmp_path: Path) -> None:
-    # Two replicas of EP 4 with three slots a rank: expert 3 has a copy on one rank of each replica at least.
-    plan = made(Strategy(attn_dp=4, moe_ep=4, replicas=2, batch=1), redundant_experts=4)
-    map_data(plan, tmp_path)
-    page = (tmp_path / "r.html").read_text()
-    (tmp_path / "driven.html").write_text(page.replace("</body>", DRIVER + "</body>"))
+def driven(page: str, driver: str, folder: Path) -> Any:
+    """What a script at the end of the page found, in a browser that must not complain."""
+    (folder / "driven.html").write_text(page.replace("</body>", driver + "</body>"))
     done = subprocess.run(
         [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
-         f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "driven.html").as_uri()],
+         f"--user-data-dir={folder / 'profile'}", (folder / "driven.html").as_uri()],
         capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr
     assert not re.search(r"<body[^>]*data-error", done.stdout)
     found = re.search(r'data-result="([^"]*)"', done.stdout)
     assert found
-    out = json.loads(found[1].replace("&quot;", '"').replace("&amp;", "&"))
+    return json.loads(found[1].replace("&quot;", '"').replace("&amp;", "&"))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_hover_and_search_work_in_a_browser(tmp_path: Path) -> None:
+    # Two replicas of EP 4 with three slots a rank: expert 3 has a copy on one rank of each replica at least.
+    plan = made(Strategy(attn_dp=4, moe_ep=4, replicas=2, batch=1), redundant_experts=4)
+    map_data(plan, tmp_path)
+    page = (tmp_path / "r.html").read_text()
+    out = driven(page, DRIVER, tmp_path)
     holders = [r for r in expand(plan) if 3 in r.experts[0]]
     assert out["expert"] == out["layered"] == len(holders)
     first = [r for r in expand(plan) if any(0 in micro for micro in r.sequences)]
@@ -245,3 +259,50 @@ def test_hover_and_search_work_in_a_browser(tmp_path: Path) -> None:
     assert out["shown"] == "block"
     assert out["tip"].startswith("GPU 2 = node 0, local 2")
     assert "experts" in out["tip"]
+
+
+GROUPS_DRIVER = """
+<script>
+const fail = (e) => document.body.setAttribute("data-error", e.message || String(e));
+window.addEventListener("error", fail);
+const tiles = [...document.querySelectorAll(".group")];
+const out = { tiles: tiles.length, titles: tiles.map((t) => t.title) };
+const shown = () => [...document.querySelectorAll(".gpu")].map((cell) => Number(cell.dataset.gpu));
+out.first = shown();
+document.querySelectorAll(".group")[1].click();
+out.second = shown();
+const box = document.getElementById("find");
+box.value = "gpu 5";
+box.dispatchEvent(new Event("input"));
+out.hitTiles = [...document.querySelectorAll(".group")].map((t) => t.classList.contains("hit"));
+out.hitCells = [...document.querySelectorAll(".gpu.hit")].map((cell) => Number(cell.dataset.gpu));
+for (const mode of ["stage", "ep", "replica", "memory", "load"]) {
+  document.getElementById("colour").value = mode;
+  document.getElementById("colour").dispatchEvent(new Event("change"));
+}
+out.painted = [...document.querySelectorAll(".group")].every((t) => t.style.background !== "");
+document.body.setAttribute("data-result", JSON.stringify(out));
+</script>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_many_nodes_are_shown_by_group_and_one_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 16 GPUs, four to a node: with room for one node they are drawn as tiles, the first one open.
+    monkeypatch.setattr(html, "MAX_NODES", 1)
+    plan = made(Strategy(attn_tp=2, attn_dp=2, moe_ep=4, pp=2, replicas=2, batch=2))
+    map_data(plan, tmp_path)
+    per_node = plan.placement.gpus_per_node
+    nodes = sorted({record.node for record in expand(plan)})
+    out = driven((tmp_path / "r.html").read_text(), GROUPS_DRIVER, tmp_path)
+    assert out["tiles"] == len(nodes) > 1
+    for key, node in (("first", nodes[0]), ("second", nodes[1])):
+        assert out[key] == list(range(node * per_node, (node + 1) * per_node))
+    assert out["hitTiles"] == [node == 5 // per_node for node in nodes]
+    assert out["hitCells"] == ([5] if nodes[1] == 5 // per_node else [])
+    assert out["painted"]
+    at_first = [record for record in expand(plan) if record.node == nodes[0]]
+    stages = sorted({record.stage for record in at_first})
+    told = f"{stages[0]}-{stages[-1]}" if len(stages) > 1 else f"{stages[0]}"
+    assert out["titles"][0].startswith(f"node {nodes[0]}: {len(at_first)} GPUs, replicas ")
+    assert out["titles"][0].endswith(f"stages {told}")

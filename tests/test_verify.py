@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from plans import build_plan, small_cluster, small_llm, small_problem, small_workload
 
-from solver.plan import Plan
+from solver.plan import Deal, Plan
 from solver.specs.problem import Pins, Problem, Space
 from solver.strategy import Strategy
 from solver.verify import VERIFY_RULES, verify
@@ -88,7 +88,8 @@ def first_map(document: Document) -> list[list[int]]:
 
 def bins(document: Document) -> list[list[int]]:
     """The bins as lists, in place."""
-    found = document["placement"]["bins"] = [list(members) for members in document["placement"]["bins"]]
+    dealt = Deal.model_validate(document["placement"]["bins"]).bins()
+    found = document["placement"]["bins"] = [list(members) for members in dealt]
     return found
 
 

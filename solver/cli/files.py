@@ -6,8 +6,9 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from solver.errors import OutputError, SpecError
 
@@ -76,16 +77,27 @@ def write_out(path: str, pieces: Iterable[str], *, force: bool) -> None:
         for piece in pieces:
             sys.stdout.write(piece)
         return
-    write_bytes(path, (piece.encode() for piece in pieces), force=force)
+    write_binary(path, lambda file: file.writelines(piece.encode() for piece in pieces), force=force)
 
 
 def write_bytes(path: str, pieces: Iterable[bytes], *, force: bool) -> None:
     """The same for bytes, and for files only."""
+    write_binary(path, lambda file: file.writelines(pieces), force=force)
+
+
+def write_binary(path: str, write: Callable[[BinaryIO], None], *, force: bool) -> None:
+    """Have a file written, whole or not at all, as :func:`write_out` does.
+
+    Raises
+    ------
+    OutputError
+        As :func:`check_out`, or the disk refuses.
+    """
     check_out(path, force=force)
     try:
-        from solver.specs.files import write_whole
+        from solver.specs.files import have_written
 
-        write_whole(Path(path).resolve(), pieces, lambda: check_out(path, force=force))
+        have_written(Path(path).resolve(), write, lambda: check_out(path, force=force))
     except OSError as fault:
         raise OutputError(f"--out {path!r} cannot be written: {fault.strerror or fault}") from fault
 

@@ -124,6 +124,9 @@ def verify(
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Enumerate the degree space, too, and confirm the optimum.")
     ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Compare every rank's record with its class, not a sample of 4,096.")
+    ] = False,
     loads: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE", help="Loads that an expert placement was made for.", show_default=False),
@@ -155,7 +158,7 @@ def verify(
         raise typer.Exit(verify_front(text, plan, exhaustive=exhaustive, as_json=as_json))
     document = document_of(text, plan)
     if isinstance(document, Plan):
-        verdict = api.verify(document, exhaustive=exhaustive)
+        verdict = api.verify(document, exhaustive=exhaustive, full=full)
     else:
         verdict = api.verify_deployment(document, exhaustive=exhaustive)
     if as_json:

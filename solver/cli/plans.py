@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from solver.cli.files import STANDARD, check_out, read_text, write_out
+from solver.cli.files import STANDARD, check_out, read_text, write_binary, write_out
 from solver.cli.options import HOW, asks
 from solver.errors import PlanError, SpecError, StrategyError
 
@@ -94,7 +94,9 @@ def solve(
     elif out not in (None, STANDARD) and not no_progress:
         typer.echo(f"no plan, so {out} is not written", err=True)
     if as_json and out != STANDARD:
-        typer.echo(answer.model_dump_json(indent=2))
+        from solver.specs.spec import document_text
+
+        typer.echo(document_text(answer))
     elif out != STANDARD or not isinstance(answer, Plan):
         _show_answer(answer, out)
     raise typer.Exit(EXIT_OF_STATUS[answer.status])
@@ -121,7 +123,9 @@ def search_options(time_limit: float | None, workers: int | None, seed: int) -> 
 
 def _save(plan: Plan, out: str | None, *, force: bool, silent: bool) -> None:
     if out is not None:
-        write_out(out, [plan.model_dump_json(indent=2), "\n"], force=force)
+        from solver.specs.spec import document_text
+
+        write_out(out, [document_text(plan), "\n"], force=force)
         if out != STANDARD and not silent:
             typer.echo(f"plan written to {out}", err=True)
 
@@ -168,10 +172,11 @@ def evaluate(
     from solver import api
     from solver.report.answer import show_evaluation
     from solver.report.terminal import terminal
+    from solver.specs.spec import document_text
 
     evaluation = api.evaluate(ask.problem(), named)
     if as_json:
-        typer.echo(evaluation.model_dump_json(indent=2))
+        typer.echo(document_text(evaluation))
     else:
         show_evaluation(terminal(), evaluation)
 
@@ -258,7 +263,7 @@ def placement(
         str,
         typer.Option(
             "--format",
-            metavar="table|jsonl|csv|tree|heat",
+            metavar="table|jsonl|csv|parquet|tree|heat",
             help="One record per GPU (default table), or a picture.",
             show_default=False,
         ),
@@ -269,31 +274,39 @@ def placement(
     """The GPU-to-shard map of a plan: one record per used GPU, streamed.
 
     Lists are compact in csv and table: "0-3 7" is 0, 1, 2, 3, 7. Experts read "layers:experts;layers:experts",
-    sequences "of micro-batch 0|of micro-batch 1".
+    sequences "of micro-batch 0|of micro-batch 1". parquet needs --out and the extra 'shardwright[parquet]'.
     """
     check_out(out, force=force)
     from solver import api
     from solver.deployment import expand_deployment
     from solver.plan import Plan
+    from solver.report.parquet import check_parquet, write_parquet
     from solver.report.placement import FORMATS, deployed
 
-    known = (*FORMATS, "tree", "heat")
+    known = (*FORMATS, "parquet", "tree", "heat")
     if form not in known:
         raise SpecError(f"--format {form[:60]!r}: give one of {', '.join(known)}")
+    if form == "parquet":
+        if out is None or out == STANDARD:
+            raise SpecError("--format parquet: a Parquet file is binary, so name one with --out FILE")
+        check_parquet()
     document = read_either(plan)
     if isinstance(document, Plan):
         verdict = api.verify(document)
     elif form in FORMATS:
         verdict = api.verify_deployment(document)
     else:
-        raise SpecError(f"--format {form} draws one plan; a deployment has {', '.join(FORMATS)}")
+        raise SpecError(f"--format {form} is for one plan; a deployment has {', '.join(FORMATS)}")
     if not verdict.ok:
         more = f" (and {len(verdict.findings) - 1} more findings)" if len(verdict.findings) > 1 else ""
         raise PlanError(f"the map is not expanded, because verify convicts the plan: {verdict.findings[0]}{more}")
-    if isinstance(document, Plan):
-        lines = _picture(form, document) if form in ("tree", "heat") else FORMATS[form](api.placement(document))
-    else:
-        lines = deployed(form, expand_deployment(document))
+    if not isinstance(document, Plan):
+        write_out(out or STANDARD, deployed(form, expand_deployment(document)), force=force)
+        return
+    if form == "parquet" and out is not None:
+        write_binary(out, lambda file: write_parquet(api.placement(document), file), force=force)
+        return
+    lines = _picture(form, document) if form in ("tree", "heat") else FORMATS[form](api.placement(document))
     write_out(out or STANDARD, lines, force=force)
 
 

@@ -56,8 +56,8 @@ def sequence_tokens(problem: Problem) -> tuple[int, ...]:
 
     In a prefill pool nothing is generated: the prompt.
     """
-    half = problem.workload.osl // 2 if problem.runs("decode") else 0
-    return tuple(isl + half for isl in problem.workload.prompt_lengths)
+    workload = problem.workload
+    return workload.context_tokens if problem.runs("decode") else workload.prompt_lengths
 
 
 def batches_held(problem: Problem, micro_batches: int, pp: int) -> int:

@@ -93,31 +93,28 @@ class PhaseTimes:
         )
 
     def _core_ns(self, kind: LayerKind) -> int:
-        leaves, s = self.leaves, self.strategy
+        attention, s, once = self.leaves.attention, self.strategy, self.leaves.once
         if self.phase == "decode":
-            tp, load, batch = as_ints(s.attn_tp, self.blocks.load_tokens, s.batch)
-            return int(leaves.attention.decode_core_ns(kind.attention, tp, load, batch))
-        tp, prompts = as_ints(s.attn_tp, s.prefill_batch)
-        return int(leaves.attention.prefill_core_ns(kind.attention, tp, prompts))
+            return once(attention.decode_core_ns, kind.attention, s.attn_tp, self.blocks.load_tokens, s.batch)
+        return once(attention.prefill_core_ns, kind.attention, s.attn_tp, s.prefill_batch)
 
     def _parts(self, kind: LayerKind, group_tokens: int, stage_tokens: int, core_ns: int) -> LayerTime:
-        leaves, s = self.leaves, self.strategy
-        tp, moe_tp, moe_ep, group, stage = as_ints(s.attn_tp, s.moe_tp, s.moe_ep, group_tokens, stage_tokens)
-        members, factor = as_ints(self.stage_members, self.blocks.lambda_ppm)
-        allreduce = int(leaves.allreduce_ns(self.allreduce, tp, group))
+        leaves, s, once = self.leaves, self.strategy, self.leaves.once
+        members, factor = self.stage_members, self.blocks.lambda_ppm
+        allreduce = once(leaves.allreduce_ns, self.allreduce, s.attn_tp, group_tokens)
         experts = exchange = 0
         if kind.ffn == "moe":
-            experts = int(leaves.expert_ns(moe_tp, moe_ep, stage, factor))
+            experts = once(leaves.expert_ns, s.moe_tp, s.moe_ep, stage_tokens, factor)
             if self.dispatch == "gather" and s.attn_dp == 1:
                 exchange = allreduce  # every rank has all tokens already: one all-reduce over the stage
             else:
-                exchange = int(leaves.own_ns(tp, group))
+                exchange = once(leaves.own_ns, s.attn_tp, group_tokens)
                 if self.dispatch == "all_to_all":
-                    exchange += int(leaves.all_to_all_ns(moe_tp, moe_ep, members, stage, factor))
+                    exchange += once(leaves.all_to_all_ns, s.moe_tp, s.moe_ep, members, stage_tokens, factor)
                 else:
-                    exchange += int(leaves.gather_ns(moe_tp * moe_ep, members, stage))
+                    exchange += once(leaves.gather_ns, s.moe_tp * s.moe_ep, members, stage_tokens)
         return LayerTime(
-            projection_ns=int(leaves.dense_part_ns(kind.attention, kind.ffn, tp, group)),
+            projection_ns=once(leaves.dense_part_ns, kind.attention, kind.ffn, s.attn_tp, group_tokens),
             core_ns=core_ns,
             expert_ns=experts,
             allreduce_ns=leaves.num_allreduces(kind.ffn, self.dispatch) * allreduce,

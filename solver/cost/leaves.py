@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from solver.cost.attention import CORE_KERNELS, Attention
@@ -29,6 +31,7 @@ class Leaves:
 
     def __init__(self, problem: Problem, lengths: Lengths | None = None) -> None:
         self.problem = problem
+        self._known: dict[tuple[Callable[..., Ints], tuple[int | str, ...]], int] = {}
         self.lengths = Lengths.of(problem) if lengths is None else lengths
         self.machine = Machine(problem, measured_of(problem))
         self.comm = Comm(problem, self.machine)
@@ -46,6 +49,17 @@ class Leaves:
         self.busy_ppm = PPM - round(problem.calibration.overlap_sm_share * PPM)
         speculative = problem.workload.speculative
         self.kept_ppm = PPM + (round(speculative.accepted * PPM) if speculative else 0)
+
+    def once(self, leaf: Callable[..., Ints], *arguments: int | str) -> int:
+        """A leaf cost of plain integers (and names), computed by its vectorised formula the first time it is asked.
+
+        A search scores a thousand strategies that share most of their leaves.
+        """
+        key = (leaf, arguments)
+        if key not in self._known:
+            arrays = (a if isinstance(a, str) else np.asarray(a, dtype=np.int64) for a in arguments)
+            self._known[key] = int(leaf(*arrays))
+        return self._known[key]
 
     # --- computation ----------------------------------------------------------------------------------------------
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import html as escape
 import json
 from importlib import resources
+from itertools import islice
 
-from solver.plan import Plan, expand
+from solver.plan import Expansion, Plan
 from solver.report.charts import chart_svg, mean_rank_loads
 from solver.report.document import Block, Bullets, Chart, Document, Drawing, Grid, Paragraph, Section
-from solver.report.terminal import compact
+from solver.report.terminal import compact, plural
 
-MAX_MAPPED = 16384
-"""Most GPUs that the map draws; of a larger deployment, the first ones."""
+MAX_NODES = 512
+"""Most nodes that the map draws GPU by GPU; of more it shows groups of nodes first, and those of one on demand."""
+MAX_TILES = 512
+"""Most groups of nodes in that overview."""
 
 
 def html_page(document: Document, plan: Plan) -> str:
@@ -86,7 +89,7 @@ def _number(cell: str) -> str:
 
 def _chart(chart: Chart, plan: Plan) -> str:
     if chart.kind == "map":
-        return _resource("map.html")
+        return f"<p>{escape.escape(_classes(plan))}</p>{_resource('map.html')}"
     svg = chart_svg(chart.kind, plan)
     if svg is None:
         return ""
@@ -99,30 +102,42 @@ def _figure(text: str, svg: str) -> str:
 
 
 def _map_data(plan: Plan) -> str:
-    """What the map draws, as JSON: one short row per GPU, and tables that rows point into."""
-    rows: list[list[int]] = []
-    sequences: list[str] = []
-    for record in expand(plan):
-        if len(rows) >= MAX_MAPPED:
-            break
-        dealt = " | ".join(compact(bin_) for bin_ in record.sequences)
-        if not sequences or sequences[-1] != dealt:
-            sequences.append(dealt)
-        rows.append(
-            [record.gpu, record.replica, record.stage, record.attn_tp_rank, record.attn_dp_rank, record.moe_tp_rank,
-             record.moe_ep_rank, len(sequences) - 1]
-        )  # fmt: skip
-    llm, placement = plan.problem.llm, plan.placement
-    loads = mean_rank_loads(plan)
+    """What the map draws, as JSON by class: a row per rank of an instance, and where every replica begins."""
+    s, llm, placement = plan.strategy.strategy(), plan.problem.llm, plan.placement
+    expansion = Expansion(plan)
+    begin = expansion.packing.gpu(0, 0, 0, 0)
+    instance = [
+        [r.gpu - begin, r.stage, r.attn_tp_rank, r.attn_dp_rank, r.moe_tp_rank, r.moe_ep_rank]
+        for r in islice(expansion, s.instance_gpus)
+    ]
     data = {
         "perNode": placement.gpus_per_node,
-        "gpus": plan.metrics.gpus_used,
-        "rows": rows,
+        "perDomain": placement.domain_gpus,
+        "mostNodes": MAX_NODES,
+        "mostTiles": MAX_TILES,
+        "attnDp": s.attn_dp,
+        "instance": instance,
+        "replicas": [expansion.packing.gpu(replica, 0, 0, 0) for replica in range(s.replicas)],
         "stages": [[s.first_layer, s.num_layers, round(s.total_kib / s.capacity_kib, 4)] for s in plan.memory],
         "moeLayers": list(llm.moe_layer_indices),
         "mapOfLayer": list(placement.map_of_layer),
         "maps": [[list(rank) for rank in held] for held in placement.expert_maps],
-        "loads": [round(load, 4) for load in loads],
-        "sequences": sequences,
+        "loads": [round(load, 4) for load in mean_rank_loads(plan)],
+        "sequences": [
+            " | ".join(compact(members) for members in expansion.at(replica, 0, dp, 0).sequences)
+            for replica in range(s.replicas)
+            for dp in range(s.attn_dp)
+        ],
     }
     return json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
+
+
+def _classes(plan: Plan) -> str:
+    """What the map shows, in a sentence that also prints."""
+    s, per_node, is_moe = plan.strategy.strategy(), plan.placement.gpus_per_node, plan.problem.llm.is_moe
+    classes = s.pp * (s.moe_ep if is_moe else 1)
+    return (
+        f"{s.gpus:,} GPUs, {per_node} to a node: {plural(s.replicas, 'replica')} of {plural(s.pp, 'stage')} x "
+        f"{plural(s.stage_gpus, 'rank')}. {plural(classes, 'class')} ({'stage and EP rank' if is_moe else 'stage'}) of "
+        f"{plural(s.gpus // classes, 'GPU')} each hold the same layers{' and experts' if is_moe else ''}."
+    )

@@ -5,30 +5,75 @@
   if (!nodes) return;
   const palette = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99", "#bbcc33", "#99ddff"];
   const [GPU, REPLICA, STAGE, ATP, ADP, MTP, EP, SEQ] = [0, 1, 2, 3, 4, 5, 6, 7];
-  const byGpu = new Map(data.rows.map((row) => [row[GPU], row]));
+  const rows = data.replicas.flatMap((begin, replica) =>
+    data.instance.map(([offset, stage, atp, adp, mtp, ep]) => [begin + offset, replica, stage, atp, adp, mtp, ep, replica * data.attnDp + adp]));
+  const byGpu = new Map(rows.map((row) => [row[GPU], row]));
+  const nodeOf = (gpu) => Math.floor(gpu / data.perNode);
+  const used = [...new Set(rows.map((row) => nodeOf(row[GPU])))].sort((a, b) => a - b);
   const cells = new Map();
-  const last = Math.max(...data.rows.map((row) => row[GPU]));
-  const page = document.createDocumentFragment();
-  for (let node = 0; node * data.perNode <= last; node++) {
-    const box = document.createElement("div");
-    box.className = "node";
-    box.style.gridTemplateColumns = `repeat(${Math.min(data.perNode, 8)}, 14px)`;
-    const name = document.createElement("b");
-    name.textContent = node;
-    box.append(name);
-    let used = false;
-    for (let local = 0; local < data.perNode; local++) {
-      const cell = document.createElement("div");
-      const gpu = node * data.perNode + local;
-      cell.className = "gpu";
-      cell.dataset.gpu = gpu;
-      box.append(cell);
-      cells.set(gpu, cell);
-      used = used || byGpu.has(gpu);
+  const drawNodes = (numbers) => {
+    const page = document.createDocumentFragment();
+    cells.clear();
+    for (const node of numbers) {
+      const box = document.createElement("div");
+      box.className = "node";
+      box.style.gridTemplateColumns = `repeat(${Math.min(data.perNode, 8)}, 14px)`;
+      const name = document.createElement("b");
+      name.textContent = node;
+      box.append(name);
+      for (let local = 0; local < data.perNode; local++) {
+        const cell = document.createElement("div");
+        const gpu = node * data.perNode + local;
+        cell.className = "gpu";
+        cell.dataset.gpu = gpu;
+        box.append(cell);
+        cells.set(gpu, cell);
+      }
+      page.append(box);
     }
-    if (used) page.append(box);
-  }
-  nodes.append(page);
+    nodes.replaceChildren(page);
+  };
+
+  // Many nodes: tiles of whole racks (scale-up domains) or of equally many nodes first, the nodes of one on demand.
+  const groups = document.getElementById("groups");
+  const opened = document.getElementById("opened");
+  const tiles = [];
+  const tileOf = new Map();
+  const perRack = Math.max(1, Math.round(data.perDomain / data.perNode));
+  const perTile = perRack * Math.max(1, Math.ceil(used.length / perRack / data.mostTiles));
+  const open = (tile) => {
+    tiles.forEach((other) => other.button.classList.toggle("open", other === tile));
+    opened.textContent = `${tile.name}; click another one to see its nodes`;
+    drawNodes(tile.nodes);
+    paint();
+    search();
+  };
+  if (used.length > data.mostNodes) {
+    groups.hidden = false;
+    for (const row of rows) {
+      const at = Math.floor(nodeOf(row[GPU]) / perTile);
+      if (!tileOf.has(at)) tileOf.set(at, { at, rows: [], button: document.createElement("button") });
+      tileOf.get(at).rows.push(row);
+    }
+    tiles.push(...[...tileOf.values()].sort((a, b) => a.at - b.at));
+    for (const tile of tiles) {
+      tile.nodes = [...new Set(tile.rows.map((row) => nodeOf(row[GPU])))].sort((a, b) => a - b);
+      const between = (column) => {
+        const values = tile.rows.map((row) => row[column]);
+        const least = values.reduce((a, b) => Math.min(a, b));
+        const most = values.reduce((a, b) => Math.max(a, b));
+        return least === most ? `${least}` : `${least}-${most}`;
+      };
+      const nodesText = tile.nodes.length > 1 ? `nodes ${tile.nodes[0]}-${tile.nodes[tile.nodes.length - 1]}` : `node ${tile.nodes[0]}`;
+      tile.name = `${nodesText}: ${tile.rows.length} GPUs, replicas ${between(REPLICA)}, stages ${between(STAGE)}`;
+      tile.button.className = "group";
+      tile.button.type = "button";
+      tile.button.title = tile.name;
+      tile.button.setAttribute("aria-label", tile.name);
+      tile.button.addEventListener("click", () => open(tile));
+      groups.append(tile.button);
+    }
+  } else drawNodes(used);
 
   const ramp = (share) => `hsl(${Math.round(210 - 200 * Math.min(1, Math.max(0, share)))} 65% 52%)`;
   const most = Math.max(1.0001, ...data.loads);
@@ -50,12 +95,17 @@
   };
   const paint = () => {
     const mode = document.getElementById("colour").value;
-    for (const row of data.rows) cells.get(row[GPU]).style.background = shade[mode](row);
+    cells.forEach((cell, gpu) => { if (byGpu.has(gpu)) cell.style.background = shade[mode](byGpu.get(gpu)); });
+    // A tile shows its fullest or busiest GPU, or else its first one.
+    const weight = { memory: (row) => data.stages[row[STAGE]][2], load: (row) => data.loads[row[EP]] || 0 }[mode];
+    for (const tile of tiles) {
+      const shown = weight ? tile.rows.reduce((a, b) => (weight(b) > weight(a) ? b : a)) : tile.rows[0];
+      tile.button.style.background = shade[mode](shown);
+    }
     legend.replaceChildren();
     if (mode === "stage") data.stages.forEach((s, i) => entry(palette[i % palette.length], `stage ${i}: layers ${s[0]}-${s[0] + s[1] - 1}`));
     if (mode === "memory") [0, 0.5, 1].forEach((share) => entry(ramp(share), `${share * 100} % of the usable memory`));
     if (mode === "load" && data.loads.length) [least, (least + most) / 2, most].forEach((load) => entry(ramp((load - least) / (most - least)), `${load.toFixed(3)} x the mean`));
-    if (data.rows.length < data.gpus) entry("transparent", `first ${data.rows.length} of ${data.gpus} GPUs`);
   };
   document.getElementById("colour").addEventListener("change", paint);
 
@@ -133,20 +183,20 @@
     if (word === "stage") return (row) => row[STAGE] === number;
     return (row) => row[REPLICA] === number;
   };
-  document.getElementById("find").addEventListener("input", (event) => {
-    const query = event.target.value.trim();
+  const map = document.getElementById("map");
+  const search = () => {
+    const query = document.getElementById("find").value.trim();
     const found = document.getElementById("found");
     const test = query ? matcher(query) : null;
-    let count = 0;
-    let first = null;
-    for (const row of data.rows) {
-      const hit = Boolean(test && test(row));
-      cells.get(row[GPU]).classList.toggle("hit", hit);
-      count += hit;
-      if (hit && !first) first = row;
-    }
-    nodes.classList.toggle("dim", Boolean(test));
-    found.textContent = !query ? "" : !test ? "write expert 17, 3:17, sequence 5, gpu 12, replica 1 or stage 0" : count ? `${count} GPUs; first: GPU ${first[GPU]} on node ${Math.floor(first[GPU] / data.perNode)}` : "nowhere";
-  });
-  paint();
+    const hits = new Set(test ? rows.filter(test).map((row) => row[GPU]) : []);
+    let first = Infinity;
+    for (const gpu of hits) first = Math.min(first, gpu);
+    cells.forEach((cell, gpu) => cell.classList.toggle("hit", hits.has(gpu)));
+    for (const tile of tiles) tile.button.classList.toggle("hit", tile.rows.some((row) => hits.has(row[GPU])));
+    map.classList.toggle("dim", Boolean(test));
+    found.textContent = !query ? "" : !test ? "write expert 17, 3:17, sequence 5, gpu 12, replica 1 or stage 0" : hits.size ? `${hits.size} GPUs; first: GPU ${first} on node ${nodeOf(first)}` : "nowhere";
+  };
+  document.getElementById("find").addEventListener("input", search);
+  if (tiles.length) open(tiles[0]);
+  else paint();
 })();

@@ -20,6 +20,8 @@ def show_verdict(console: Console, plan: Plan | DeploymentPlan, verdict: Verific
     what = f"{name} on {plural(plan.metrics.gpus_used, 'GPU')}, claimed {plan.status}"
     console.print(Text.assemble(word, "  ", what))
     checked = f"{plural(len(verdict.checks), 'check')} in {verdict.seconds:.2f} s"
+    if verdict.records:
+        checked += f"; {plural(verdict.records, 'rank')} of {plan.metrics.gpus_used:,} expanded"
     if verdict.configurations is not None:
         checked += f"; {plural(verdict.configurations, 'configuration')} enumerated"
     console.print(Text(f"{checked}: {', '.join(verdict.checks)}", style="dim"))

@@ -13,8 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from ortools.sat.python import cp_model
 
+from solver.cost.machine import Ints
+
 MAX_EXACT_VARIABLES = 4000
 """Largest model (sequences x bins) that CP-SAT is asked to close."""
+MAX_SWAPS = 2000
+MAX_NEAR = 2**16
+"""Pairs of sequences that a swap is chosen from first: with those of the lightest bins."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,19 @@ def load_bound(tokens: Sequence[int], bins: int) -> int:
 
     Among the ``k * bins + 1`` longest sequences some bin holds ``k + 1``, at least the k + 1 shortest of them.
     """
-    lengths = np.sort(np.asarray(tokens, dtype=np.int64))[::-1]
-    bound = max(int(lengths[0]), -(-int(lengths.sum()) // bins))
-    for k in range(1, (len(lengths) - 1) // bins + 1):
-        last = k * bins + 1
-        bound = max(bound, int(lengths[last - k - 1 : last].sum()))
-    return bound
+    return load_bounds(tokens, (bins,))[0]
+
+
+def load_bounds(tokens: Sequence[int], numbers_of_bins: Sequence[int]) -> list[int]:
+    """:func:`load_bound` for many numbers of bins; the sequences are sorted and added up once."""
+    longest_first = np.sort(np.asarray(tokens, dtype=np.int64))[::-1]
+    total = np.concatenate(([0], np.cumsum(longest_first)))
+    bounds = []
+    for bins in numbers_of_bins:
+        k = np.arange(1, (len(longest_first) - 1) // bins + 1)
+        crowded = total[k * bins + 1] - total[k * (bins - 1)]
+        bounds.append(max(int(longest_first[0]), -(-int(total[-1]) // bins), int(crowded.max(initial=0))))
+    return bounds
 
 
 def solve_batches(tokens: Sequence[int], bins: int, cap: int, deadline: float) -> BatchesResult | None:
@@ -50,7 +62,7 @@ def solve_batches(tokens: Sequence[int], bins: int, cap: int, deadline: float) -
     found = _longest_first(tokens, bins, cap)
     load = max(sum(tokens[i] for i in members) for members in found)
     if load > bound:
-        found, load = _improve(tokens, found)
+        found, load = _improve(tokens, found, bound)
     if load > bound:
         found, load, bound = _close(tokens, found, cap, load, bound, deadline)
     return BatchesResult(tuple(tuple(sorted(members)) for members in found), load, bound)
@@ -68,31 +80,56 @@ def _longest_first(tokens: Sequence[int], bins: int, cap: int) -> list[list[int]
     return found
 
 
-def _improve(tokens: Sequence[int], found: list[list[int]]) -> tuple[list[list[int]], int]:
-    """Best swap between the heaviest bin and any sequence elsewhere, while it helps."""
+def _improve(tokens: Sequence[int], found: list[list[int]], bound: int) -> tuple[list[list[int]], int]:
+    """Best swap between the heaviest bin and a sequence elsewhere, while it helps and the bound is not reached."""
     lengths = np.asarray(tokens, dtype=np.int64)
-    owner = np.empty(len(tokens), dtype=np.int64)
-    for b, members in enumerate(found):
-        owner[members] = b
-    loads = np.bincount(owner, weights=lengths, minlength=len(found)).astype(np.int64)
-    for _ in range(min(2000, 20 * len(found))):
+    members = [np.sort(np.asarray(bin_, dtype=np.int64)) for bin_ in found]
+    loads = np.array([int(lengths[bin_].sum()) for bin_ in members], dtype=np.int64)
+    sizes = np.array([len(bin_) for bin_ in members], dtype=np.int64)
+    for _ in range(min(MAX_SWAPS, 20 * len(found))):
         worst = int(np.argmax(loads))
-        mine = np.flatnonzero(owner == worst)
-        others = np.flatnonzero(owner != worst)
-        if not len(others):
+        if loads[worst] <= bound:
             break
-        delta = lengths[mine][:, None] - lengths[others][None, :]
-        after = np.maximum(loads[worst] - delta, loads[owner[others]][None, :] + delta)
-        after = np.where(delta > 0, after, np.iinfo(np.int64).max)
-        row, column = np.unravel_index(int(np.argmin(after)), after.shape)
-        if after[row, column] >= loads[worst]:
+        swap = _best_swap(lengths, members, loads, sizes, worst)
+        if swap is None:
             break
-        a, b = int(mine[row]), int(others[column])
+        a, b, other = swap
         change = int(lengths[a] - lengths[b])
         loads[worst] -= change
-        loads[owner[b]] += change
-        owner[a], owner[b] = owner[b], owner[a]
-    return [[int(i) for i in np.flatnonzero(owner == b)] for b in range(len(found))], int(loads.max())
+        loads[other] += change
+        members[worst] = np.sort(np.append(members[worst][members[worst] != a], b))
+        members[other] = np.sort(np.append(members[other][members[other] != b], a))
+    return [bin_.tolist() for bin_ in members], int(loads.max())
+
+
+def _best_swap(lengths: Ints, members: list[Ints], loads: Ints, sizes: Ints, worst: int) -> tuple[int, int, int] | None:
+    """(sequence of the heaviest bin, sequence of another, that other bin) whose exchange leaves the least heavier load.
+
+    Of many sequences those of the lightest bins come first, and if none of them helps, one of every length: that of
+    the lightest bin that has it. None when nothing helps.
+    """
+    by_load = np.argsort(loads, kind="stable")
+    by_load = by_load[by_load != worst]
+    near = by_load[: max(1, int(np.searchsorted(np.cumsum(sizes[by_load]) * sizes[worst], MAX_NEAR, side="right")))]
+    for bins in (near, by_load) if len(near) < len(by_load) else (near,):
+        others = np.concatenate([members[b] for b in bins.tolist()] or [members[worst][:0]])
+        owner = np.repeat(bins, sizes[bins])
+        order = np.argsort(others) if len(bins) == len(near) else np.unique(lengths[others], return_index=True)[1]
+        swap = _exchange(lengths, members[worst], others[order], loads[owner[order]], int(loads[worst]))
+        if swap is not None:
+            return int(members[worst][swap[0]]), int(others[order][swap[1]]), int(owner[order][swap[1]])
+    return None
+
+
+def _exchange(lengths: Ints, mine: Ints, others: Ints, loads: Ints, load: int) -> tuple[int, int] | None:
+    """Positions in `mine` and `others` (in bins of `loads`) of the best swap; None when `load` stays as it is."""
+    if not len(others):
+        return None
+    delta = lengths[mine][:, None] - lengths[others][None, :]
+    after = np.maximum(load - delta, loads[None, :] + delta)
+    after = np.where(delta > 0, after, np.iinfo(np.int64).max)
+    row, column = (int(axis) for axis in np.unravel_index(int(np.argmin(after)), after.shape))
+    return (row, column) if after[row, column] < load else None
 
 
 def _close(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from solver.cost.balance import sequence_tokens
 from solver.degrees import grid
-from solver.search.batches import load_bound
+from solver.search.batches import load_bounds
 from solver.search.experts import expert_bound_ppm
 from solver.specs.problem import Problem
 from solver.strategy import Strategy
@@ -52,8 +52,10 @@ class Bounds:
         if self.problem.workload.is_uniform:
             return
         tokens = sequence_tokens(self.problem)
-        counts = {len(tokens), *(k for k in grid(len(tokens)))}
-        self.load_cuts = [LoadCut(bins, None, load_bound(tokens, bins)) for bins in sorted(counts)]
+        counts = sorted({len(tokens), *(k for k in grid(len(tokens)))})
+        self.load_cuts = [
+            LoadCut(bins, None, load) for bins, load in zip(counts, load_bounds(tokens, counts), strict=True)
+        ]
 
     @property
     def shortest_load(self) -> int:

@@ -54,6 +54,7 @@ class Scores:
         self.root = 0.0
         """Least sum of the phases' bounds over all shapes (of the most local layout)."""
         self._tokens = sequence_tokens(self.problem)
+        self._total_tokens = sum(self._tokens)
         self._priced: dict[Strategy, Figures | None] = {}
         self._rules = self.problem
         self.start: Strategy | None = None
@@ -99,7 +100,7 @@ class Scores:
         bins = strategy.replicas * strategy.attn_dp * strategy.micro_batches
         load = strategy.batch * self._tokens[-1]
         if not self.problem.workload.is_uniform:
-            load = max(self._tokens[-1], -(-sum(self._tokens) // bins))
+            load = max(self._tokens[-1], -(-self._total_tokens // bins))
         factor = self.bounds.lambda_ppm(strategy.moe_ep) if self.problem.llm.is_moe else 10**6
         blocks = Blocks(load, factor, even_stages(self.problem.llm.num_layers, strategy.pp))
         figures = evaluate_times(self.leaves, strategy, packing_of(self.problem, strategy), blocks)

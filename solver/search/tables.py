@@ -152,14 +152,16 @@ class PhaseTables:
         table["sync"] = np.where(overlap, leaves.sync_ns, 0)
         whole, half = self._allreduce(algorithm, tp, tokens), 2 * self._allreduce(algorithm, tp, -(-tokens // 2))
         total: Floats = (table["embedding"] + table["head"] + leaves.pass_host_ns(self.phase)).astype(np.float64)
+        spread: Floats = total
         for kind in leaves.problem.llm.kinds:
-            least = leaves.problem.llm.layers.count(kind) * self._kind_columns(table, kind, whole, half)
-            total = total + least
+            layers, more = leaves.problem.llm.layers.count(kind), self._spread_ns(kind, tp, group)
+            least = layers * self._kind_columns(table, kind, whole, half)
+            total, spread = total + least, spread + least + layers * more
             if kind == self.main_kind:
-                table["main_share"] = self._share(least, tp / group, self.rates)
-        table["share"] = self._share(total, tp / group, self.rates)
+                table["main_share"] = self._share(least, tp / group, self.rates, least + layers * more)
+        table["share"] = self._share(total, tp / group, self.rates, spread)
         for metric, rates in self.shared_limits.items():
-            table[f"share.{metric}"] = self._share(total, tp / group, rates)
+            table[f"share.{metric}"] = self._share(total, tp / group, rates, spread)
         self.group = table
 
     def _useful(self, tp: int, algorithms: tuple[AllReduce, ...]) -> tuple[AllReduce, ...]:
@@ -214,6 +216,21 @@ class PhaseTables:
             load = np.full_like(tp, self.bounds.shortest_load)
         return leaves.attention.decode_core_ns(kind.attention, tp, load, group)
 
+    def _spread_ns(self, kind: LayerKind, tp: Ints, group: Ints) -> Floats:
+        """What GPU time pays for the decode core beyond its floor, as time of a row, for sequences of different length.
+
+        Bins of at most `group` sequences hold all tokens: ``load * bins >= tokens``, ``bins >= n / group``, and no load
+        is below the longest sequence. The core is a line in the load, so over all bins it takes at least what
+        ``n / group`` bins of equal load take.
+        """
+        workload = self.leaves.problem.workload
+        if self.phase == "prefill" or workload.is_uniform:
+            return np.zeros(tp.shape)
+        tokens = sequence_tokens(self.leaves.problem)
+        equal = np.maximum(sum(tokens) / len(tokens) * group, self.bounds.shortest_load)
+        token_ps, _ = self.leaves.attention.decode_core_ps(kind.attention, tp)
+        return np.asarray(np.maximum(token_ps * (equal - self.bounds.shortest_load) / 1000 - 1, 0.0), dtype=np.float64)
+
     # --- expert table -------------------------------------------------------------------------------------------------
 
     def build_expert(
@@ -264,9 +281,15 @@ class PhaseTables:
         self.expert = table
 
     @staticmethod
-    def _share(total_ns: Ints | Floats, gpus_per_sequence: Floats, rates: Rates) -> Ints:
-        """Objective integers that a row costs at least, rounded down (and no more than an objective may be)."""
-        share = rates.time * total_ns + rates.gpu_time * total_ns * gpus_per_sequence
+    def _share(
+        total_ns: Ints | Floats, gpus_per_sequence: Floats, rates: Rates, busy_ns: Ints | Floats | None = None
+    ) -> Ints:
+        """Objective integers that a row costs at least, rounded down (and no more than an objective may be).
+
+        `busy_ns` is what GPU time pays where it pays more than `total_ns`.
+        """
+        busy_ns = total_ns if busy_ns is None else busy_ns
+        share = rates.time * total_ns + rates.gpu_time * busy_ns * gpus_per_sequence
         return np.floor(np.minimum(share * (1 - 1e-9), float(MAX_OBJECTIVE))).astype(np.int64)
 
 

@@ -11,6 +11,7 @@ import stat
 import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from solver.errors import SpecError
 
@@ -59,7 +60,12 @@ def read_bytes(path: str | Path, limit: int = MAX_FILE_BYTES, error: type[SpecEr
 
 
 def write_whole(target: Path, pieces: Iterable[bytes], last_look: Callable[[], None] = lambda: None) -> None:
-    """Write a file whole or not at all: a temporary file (:data:`TEMPORARY`) in its folder takes its place at the end.
+    """Write a file whole or not at all; see :func:`have_written`."""
+    have_written(target, lambda file: file.writelines(pieces), last_look)
+
+
+def have_written(target: Path, write: Callable[[BinaryIO], None], last_look: Callable[[], None] = lambda: None) -> None:
+    """Have a file written whole or not at all: a temporary file (:data:`TEMPORARY`) takes its place at the end.
 
     `last_look` is called just before; what it raises leaves the target as it was.
 
@@ -71,7 +77,7 @@ def write_whole(target: Path, pieces: Iterable[bytes], last_look: Callable[[], N
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}{TEMPORARY}")
     try:
         with open(temporary, "xb") as file:
-            file.writelines(pieces)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         last_look()

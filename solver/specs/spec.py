@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Self
 
@@ -24,6 +25,18 @@ class Spec(BaseModel):
             return cls.model_validate(data)
         except ValidationError as error:
             raise SpecError(f"{where}: {one_sentence(error)}") from error
+
+
+_NUMBERS = re.compile(r"\[\n\s+(-?[\d.e+-]+(?:,\n\s+-?[\d.e+-]+)*)\n\s+\]")
+
+
+def document_text(record: BaseModel) -> str:
+    """A record as indented JSON for people, with lists of numbers on one line each."""
+    text = record.model_dump_json(indent=2)
+    # A line break inside a JSON string is written as an escape, so these are lists and never part of a text.
+    return _NUMBERS.sub(
+        lambda found: "[" + ", ".join(found[1].replace("\n", "").replace(" ", "").split(",")) + "]", text
+    )
 
 
 def one_sentence(error: ValidationError) -> str:

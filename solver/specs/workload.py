@@ -117,7 +117,7 @@ class Workload(Spec):
     @property
     def is_uniform(self) -> bool:
         """Whether all concurrent sequences are treated as equally long (always so when the concurrency is free)."""
-        return self.concurrency is None or len(set(self.prompt_lengths)) == 1
+        return self.concurrency is None or self.prompt_lengths[0] == self.prompt_lengths[-1]
 
     @cached_property
     def prompt_lengths(self) -> tuple[int, ...]:
@@ -134,6 +134,12 @@ class Workload(Spec):
             return (high,)
         steps = self.concurrency - 1
         return tuple(low + (high - low) * i // steps for i in range(self.concurrency))
+
+    @cached_property
+    def context_tokens(self) -> tuple[int, ...]:
+        """Context of every concurrent sequence in the middle of its generation, ascending: ``isl + osl // 2``."""
+        half = self.osl // 2
+        return tuple(isl + half for isl in self.prompt_lengths)
 
     @cached_property
     def mean_isl(self) -> int:

@@ -1,7 +1,8 @@
 """The judge: every rule of a plan again, plainly, without the solver.
 
-Reading order: :mod:`finding` (the rules), :mod:`evidence`, :mod:`placed`, :mod:`claimed`; then, for the exhaustive
-check, :mod:`confirm`, :mod:`legal`, :mod:`tables`, :mod:`blocks`, :mod:`stages`, :mod:`exhaustive`, :mod:`realise`.
+Reading order: :mod:`finding` (the rules), :mod:`evidence`, :mod:`placed`, :mod:`ranks`, :mod:`claimed`; then, for the
+exhaustive check, :mod:`confirm`, :mod:`legal`, :mod:`tables`, :mod:`blocks`, :mod:`stages`, :mod:`exhaustive`,
+:mod:`realise`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 
 from solver.plan import Plan
 from solver.specs.spec import one_sentence
-from solver.verify import claimed, placed
+from solver.verify import claimed, placed, ranks
 from solver.verify.alternatives import alternatives, confirm_alternatives
 from solver.verify.confirm import confirm
 from solver.verify.evidence import Evidence, evidence_of
@@ -30,7 +31,7 @@ SHAPE_RULES: tuple[Rule, ...] = (
     claimed.legality,
     placed.layers,
     placed.topology,
-    placed.gpus,
+    ranks.gpus,
     placed.expert_maps,
     placed.experts,
     placed.load_factor,
@@ -70,9 +71,11 @@ class Verification:
     configurations: int | None
     """Joint configurations that the exhaustive check covered; absent without it."""
     seconds: float
+    records: int = 0
+    """Ranks whose expanded records were compared with what their class holds."""
 
 
-def verify(plan: Plan, *, exhaustive: bool = False) -> Verification:
+def verify(plan: Plan, *, exhaustive: bool = False, full: bool = False) -> Verification:
     """Judge a plan without the solver.
 
     Every rule of :data:`VERIFY_RULES` is examined on the plan itself: times, memory and balance are recomputed from
@@ -83,6 +86,7 @@ def verify(plan: Plan, *, exhaustive: bool = False) -> Verification:
     ----------
     plan : the document; nothing in it is believed but the problem
     exhaustive : enumerate the degree space, too (seconds instead of milliseconds)
+    full : compare the expanded record of every rank, not of a sample of 4,096, with what its symmetry class holds
     """
     begun = time.monotonic()
     findings: list[Finding] = []
@@ -93,16 +97,22 @@ def verify(plan: Plan, *, exhaustive: bool = False) -> Verification:
     except ValidationError as error:
         findings.append(Finding("identity", one_sentence(error)))
         return Verification(False, tuple(findings), ("identity",), None, time.monotonic() - begun)
-    evidence = evidence_of(plan, strategy)
+    evidence = evidence_of(plan, strategy, full=full)
     rules = [*SHAPE_RULES, *(COST_RULES if evidence.is_complete else ())]
     for rule in rules:
         if rule in COST_RULES and any(finding.rule in UNCOSTED for finding in findings):
             continue
         checks.append(rule.__name__)
         findings += rule(evidence)
+    compared = 0
+    if not findings:
+        checks.append("records")
+        compared, wrong = ranks.records(evidence)
+        findings += wrong
     if exhaustive:
         confirmation = confirm(evidence)
         checks.append("exhaustive")
         findings += [*confirmation.findings, *confirm_alternatives(evidence)]
         configurations = confirmation.configurations
-    return Verification(not findings, tuple(findings), tuple(checks), configurations, time.monotonic() - begun)
+    seconds = time.monotonic() - begun
+    return Verification(not findings, tuple(findings), tuple(checks), configurations, seconds, compared)

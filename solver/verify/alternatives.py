@@ -11,7 +11,7 @@ from solver.cost.metrics import Utopia, natural_value, objective_value
 from solver.cost.terms import differences, objective_terms
 from solver.plan import Alternative, Plan
 from solver.specs.spec import one_sentence
-from solver.verify import claimed, placed
+from solver.verify import claimed, placed, ranks
 from solver.verify.evidence import Evidence, evidence_of
 from solver.verify.exhaustive import Enumeration
 from solver.verify.finding import Finding
@@ -23,7 +23,7 @@ RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     claimed.legality,
     placed.layers,
     placed.topology,
-    placed.gpus,
+    ranks.gpus,
     placed.expert_maps,
     placed.experts,
     placed.load_factor,

@@ -25,6 +25,8 @@ class Evidence:
     strategy: Strategy
     load_tokens: int
     lambda_ppm: int
+    full: bool = False
+    """Every rank is to be looked at, not a sample."""
 
     @property
     def problem(self) -> Problem:
@@ -79,7 +81,7 @@ class Evidence:
         return figures_of(self.problem, self.strategy, self.decode, self.prefill)
 
 
-def evidence_of(plan: Plan, strategy: Strategy) -> Evidence:
+def evidence_of(plan: Plan, strategy: Strategy, *, full: bool = False) -> Evidence:
     """Recompute load and load factor, keeping the claimed ones where the placement is too broken to tell."""
     load, factor = true_load(plan, strategy), true_lambda_ppm(plan, strategy)
     placement = plan.placement
@@ -88,6 +90,7 @@ def evidence_of(plan: Plan, strategy: Strategy) -> Evidence:
         strategy,
         min(placement.load_tokens, MAX_CLAIMED) if load is None else load,
         min(placement.lambda_ppm, MAX_CLAIMED) if factor is None else factor,
+        full,
     )
 
 

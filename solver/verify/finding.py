@@ -26,6 +26,7 @@ VERIFY_RULES: dict[str, str] = {
     "topology": "domain_gpus, gpus_per_node and moe_tp_fastest are those of the cluster and the engine",
     "gpus-once": "every rank has a GPU of its own in the cluster, and gpus_used counts them",
     "tp-groups": "the ranks of every attention and expert TP group share a scale-up domain (unless allowed otherwise)",
+    "records": "expanded records (all with --full, else 4,096) hold what stage, expert map and bins give their rank",
     "ledger": "the memory ledger is the one recomputed from strategy and placement, item by item",
     "expert-maps": "every MoE layer has a map of moe_ep ranks; a dense LLM has none",
     "expert-range": "every slot holds a logical expert of the layer",

@@ -1,22 +1,15 @@
-"""Rules on the placement: layers, GPUs, experts, sequences. Each yields at most a handful of findings."""
+"""Rules on the placement: layers, experts, sequences. Each yields at most a handful of findings."""
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from solver.cost.balance import slots_per_rank
-from solver.plan import expand, moe_coordinates
 from solver.specs.llm import Moe
 from solver.strategy import moe_tp_is_fastest, num_slots
 from solver.verify.evidence import Evidence, true_lambda_ppm, true_load
 from solver.verify.finding import Finding
-
-MAX_EXPANDED_GPUS = 4096
-"""Larger plans are checked on a seeded sample of so many ranks."""
-SAMPLE_SEED = 0
 
 
 def layers(evidence: Evidence) -> Iterator[Finding]:
@@ -42,66 +35,6 @@ def topology(evidence: Evidence) -> Iterator[Finding]:
     ):
         if stated != true:
             yield Finding("topology", f"{name} is {stated} in the placement, {true} in the problem")
-
-
-def gpus(evidence: Evidence) -> Iterator[Finding]:
-    """Every rank has its own GPU; TP groups stay in their domain."""
-    cluster, s = evidence.problem.cluster, evidence.strategy
-    if s.gpus > cluster.num_gpus:
-        yield Finding("gpus-once", f"{s.gpus} ranks cannot have a GPU each of {cluster.num_gpus}")
-        return
-    seats = list(_seats(evidence))
-    used = Counter(seat.gpu for seat in seats)
-    twice = [gpu for gpu, count in used.items() if count > 1]
-    outside = [gpu for gpu in used if not 0 <= gpu < cluster.num_gpus]
-    stated = evidence.plan.metrics.gpus_used
-    if twice:
-        yield Finding("gpus-once", f"{len(twice)} GPUs hold several ranks, for example GPU {twice[0]} {used[twice[0]]}")
-    if outside:
-        yield Finding("gpus-once", f"GPU {outside[0]} is used, but the cluster has {cluster.num_gpus}")
-    if stated != s.gpus or (len(seats) != s.gpus and s.gpus <= MAX_EXPANDED_GPUS):
-        yield Finding("gpus-once", f"gpus_used is {stated}, the placement has {len(seats)} ranks of {s.gpus}")
-    if evidence.problem.space.tp_across_domains:
-        return
-    homes: dict[tuple[str, tuple[int, int, int]], int] = {}
-    for seat in seats:
-        domain = seat.gpu // cluster.domain_gpus
-        for what, group in (("attention", seat.attention), ("expert", seat.experts)):
-            home = homes.setdefault((what, group), domain)
-            if domain != home:
-                yield Finding(
-                    "tp-groups", f"{what} TP group {group} has GPU {seat.gpu} in domain {domain} and others in {home}"
-                )
-                return
-
-
-@dataclass(frozen=True)
-class _Seat:
-    """A rank's GPU and its TP groups, each named by (replica, stage, rank across the groups)."""
-
-    gpu: int
-    attention: tuple[int, int, int]
-    experts: tuple[int, int, int]
-
-
-def _seats(evidence: Evidence) -> Iterator[_Seat]:
-    """Every rank; of many, a sample of whole attention TP groups."""
-    s = evidence.strategy
-    if s.gpus <= MAX_EXPANDED_GPUS and evidence.is_complete and not list(expert_maps(evidence)):
-        for r in expand(evidence.plan):
-            replica, stage = r.replica, r.stage
-            yield _Seat(r.gpu, (replica, stage, r.attn_dp_rank), (replica, stage, r.moe_ep_rank))
-        return
-    groups = range(s.replicas * s.pp * s.attn_dp)
-    wanted = max(1, MAX_EXPANDED_GPUS // s.attn_tp)
-    chosen = groups if len(groups) <= wanted else sorted(random.Random(SAMPLE_SEED).sample(groups, wanted))
-    for group in chosen:
-        rest, dp = divmod(group, s.attn_dp)
-        replica, stage = divmod(rest, s.pp)
-        for tp in range(s.attn_tp):
-            rank = dp * s.attn_tp + tp
-            _, ep = moe_coordinates(rank, s.moe_tp, s.moe_ep, evidence.placement.moe_tp_fastest)
-            yield _Seat(evidence.packing.gpu(replica, stage, dp, tp), (replica, stage, dp), (replica, stage, ep))
 
 
 # --- experts ----------------------------------------------------------------------------------------------------------
