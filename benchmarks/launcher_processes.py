@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import launchers
 
 from solver import Plan, export
+from solver.expansion import expand
 from solver.export import ExportOptions
-from solver.plan import expand
 
 HOSTS = ("h0", "h1")
 RAY_TEST = """

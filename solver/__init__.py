@@ -45,10 +45,11 @@ if TYPE_CHECKING:
         UnitError,
         UnknownArchitectureError,
     )
+    from solver.expansion import GpuRecord
     from solver.expertmap import ExpertPlacement
     from solver.export import Export, ExportOptions, bench_script, export
     from solver.front import Front, FrontPoint
-    from solver.plan import Comparison, Evaluation, GpuRecord, NoPlan, Plan
+    from solver.plan import Comparison, Evaluation, NoPlan, Plan
     from solver.specs.deploying import Deploying
     from solver.specs.hardware import Cluster, Gpu
     from solver.specs.llm import Llm
@@ -172,7 +173,8 @@ _NAMES_OF_MODULE = {
     ),
     "solver.export": ("Export", "ExportOptions", "bench_script", "export"),
     "solver.front": ("Front", "FrontPoint"),
-    "solver.plan": ("Comparison", "Evaluation", "GpuRecord", "NoPlan", "Plan"),
+    "solver.expansion": ("GpuRecord",),
+    "solver.plan": ("Comparison", "Evaluation", "NoPlan", "Plan"),
     "solver.expertmap": ("ExpertPlacement",),
     "solver.specs.hardware": ("Cluster", "Gpu"),
     "solver.specs.llm": ("Llm",),

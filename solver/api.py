@@ -11,9 +11,10 @@ from solver.audit import AuditReport, Claims, proposed_strategy
 from solver.audit import audit as _audit
 from solver.deployment import DeploymentPlan
 from solver.errors import PlanError, SpecError, StrategyError
+from solver.expansion import GpuRecord, expand
 from solver.expertmap import ExpertPlacement
 from solver.front import Front, metric_pair
-from solver.plan import Comparison, Evaluation, GpuRecord, NoPlan, Plan, expand
+from solver.plan import Comparison, Evaluation, NoPlan, Plan
 from solver.specs import catalog
 from solver.specs.calibration import Calibration
 from solver.specs.deploying import Deploying

@@ -11,7 +11,8 @@ from pydantic import Field, ValidationError
 
 from solver.certificate import Digests, Parameters, Status, Versions
 from solver.errors import PlanError, SpecError
-from solver.plan import MAX_PLAN_BYTES, GpuRecord, Natural, Plan, expand
+from solver.expansion import GpuRecord, expand
+from solver.plan import MAX_PLAN_BYTES, Natural, Plan
 from solver.specs.deploying import NHZ, Deploying, Goal, Mode
 from solver.specs.problem import Objective, Pins, Problem, Role
 from solver.specs.spec import Spec, one_sentence

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from solver.expansion import expand
 from solver.export import Export
-from solver.plan import Plan, expand
+from solver.plan import Plan
 
 Place = tuple[int, int]
 """(node, GPU of the node)."""

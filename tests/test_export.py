@@ -18,8 +18,8 @@ from command_line import error_line, run
 from plans import build_plan, small_cluster, small_llm, small_problem, small_workload
 
 from solver import ExportError, Plan
+from solver.expansion import expand
 from solver.export import TARGETS, ExportOptions, bench_script, deployment_of, export
-from solver.plan import expand
 from solver.specs.workload import Workload
 from solver.strategy import Strategy, violations
 

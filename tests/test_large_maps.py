@@ -17,7 +17,8 @@ from plans import build_plan, small_problem
 from pydantic import ValidationError
 
 from solver.errors import ReportError
-from solver.plan import Deal, Expansion, GpuRecord, Placement, Plan, expand, moe_coordinates
+from solver.expansion import Expansion, GpuRecord, expand, moe_coordinates
+from solver.plan import Deal, Placement, Plan
 from solver.report import parquet
 from solver.report.placement import csv, jsonl, table
 from solver.specs.runs import numbers_of, runs_text

@@ -14,7 +14,8 @@ from solver import SolveOptions, check, solve, verify
 from solver.audit import audit
 from solver.cost.balance import slots_per_rank
 from solver.cost.layers import Blocks
-from solver.plan import NoPlan, Placement, Plan, expand
+from solver.expansion import expand
+from solver.plan import NoPlan, Placement, Plan
 from solver.specs.hardware import Cluster
 from solver.specs.problem import Objective, Pins, Problem
 from solver.specs.workload import Slo, Workload

@@ -14,7 +14,7 @@ from command_line import error_line, run
 from plans import build_plan, small_llm, small_problem, small_workload
 
 from solver import Plan, parse_label
-from solver.plan import expand
+from solver.expansion import expand
 from solver.report import html
 from solver.report.advice import collectives, recommendations
 from solver.report.document import Chart

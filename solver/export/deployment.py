@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import Literal
 
 from solver.errors import ExportError
-from solver.plan import GpuRecord, Placement, Plan, expand
+from solver.expansion import GpuRecord, expand
+from solver.plan import Placement, Plan
 from solver.specs.problem import Engine, MeshOrder, Problem
 from solver.strategy import Strategy, moe_tp_is_fastest
 

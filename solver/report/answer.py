@@ -10,7 +10,8 @@ from rich.text import Text
 
 from solver.cost.limits import limits_of
 from solver.cost.metrics import error_band
-from solver.plan import ClosedLoopMetrics, Evaluation, Metrics, NoPlan, ObjectiveClaim, Plan, PlannedStrategy, expand
+from solver.expansion import expand
+from solver.plan import ClosedLoopMetrics, Evaluation, Metrics, NoPlan, ObjectiveClaim, Plan, PlannedStrategy
 from solver.report.placement import experts_text, sequences_text
 from solver.report.shares import show_memory, show_times
 from solver.report.terminal import STYLE_OF_STATUS, bullets, grid, headed, heading, plural, rate

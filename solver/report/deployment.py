@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from solver.deployment import DeploymentPlan, InstanceGroup
-from solver.plan import expand
+from solver.expansion import expand
 from solver.report.terminal import STYLE_OF_STATUS, bar, bullets, grid, headed, heading, plural, rate
 from solver.specs.deploying import MICRO, NHZ, Goal
 from solver.units import short_ns

@@ -7,7 +7,8 @@ import json
 from importlib import resources
 from itertools import islice
 
-from solver.plan import Expansion, Plan
+from solver.expansion import Expansion
+from solver.plan import Plan
 from solver.report.charts import chart_svg, mean_rank_loads
 from solver.report.document import Block, Bullets, Chart, Document, Drawing, Grid, Paragraph, Section
 from solver.report.terminal import compact, plural

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import BinaryIO, TypeVar
 
 from solver.errors import ReportError
-from solver.plan import GpuRecord
+from solver.expansion import GpuRecord
 
 MAX_ROWS = 16384
 """Rows of a row group."""

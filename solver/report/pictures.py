@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from solver.cost.balance import expert_counts, rank_loads
-from solver.plan import Plan, stage_starts
+from solver.expansion import stage_starts
+from solver.plan import Plan
 from solver.report.terminal import plural
 
 SHADES = ".:-=+*#%@"

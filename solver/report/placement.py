@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
-from itertools import chain, groupby
+from itertools import groupby
 from typing import Generic, TypeVar
 
 from solver.deployment import InstanceGroup
-from solver.plan import GpuRecord
+from solver.expansion import GpuRecord
 from solver.report.terminal import compact
 
 T = TypeVar("T")
@@ -95,10 +95,8 @@ def table(records: Iterable[GpuRecord]) -> Iterator[str]:
 def deployed(form: str, records: Iterable[tuple[InstanceGroup, int, GpuRecord]]) -> Iterator[str]:
     """The same formats for a deployment: cluster and pool come first, `replica` counts the instances of a group."""
     is_first = True
-    for _, same in groupby(records, key=lambda entry: id(entry[0])):
-        first = next(same)
-        size, rest = first[0].size, (record for _, _, record in same)
-        lines = FORMATS[form](chain([first[2]], rest))
+    for size, same in groupby(records, key=lambda entry: entry[0].size):
+        lines = FORMATS[form](record for _, _, record in same)
         if form == "jsonl":
             for line in lines:
                 yield f'{{"cluster":{size.site},"role":"{size.role}",{line[1:]}'

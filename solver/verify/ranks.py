@@ -15,7 +15,7 @@ from itertools import islice
 import numpy as np
 
 from solver.cost.machine import Ints
-from solver.plan import Expansion, GpuRecord
+from solver.expansion import Expansion, GpuRecord
 from solver.verify.evidence import Evidence
 from solver.verify.finding import Finding
 
