@@ -134,7 +134,7 @@ class Loop:
         scores = Scores(self.leaves, self.outcome.domains, self.bounds, self.utopia, admits)
         strategy = find_incumbent(scores, shapes)
         if strategy is not None:
-            self._keep(self._realise(strategy))
+            self._keep(self.realise(strategy))
         best_of_label: dict[str, tuple[int, Strategy]] = {}
         for known, value in scores.known.items():
             if value is not None and (
@@ -155,7 +155,7 @@ class Loop:
             outcome.bound = max(outcome.bound, result.bound)
             if result.strategy is None:
                 break
-            realised = self._realise(result.strategy)
+            realised = self.realise(result.strategy)
             self._keep(realised)
             if result.status != "OPTIMAL":
                 break
@@ -184,7 +184,7 @@ class Loop:
                 f"{realised.strategy.full_label} costs {realised.value}, below the program's optimum {program_value}"
             )
         agreed = not realised.violations and realised.value == program_value
-        cut = "" if agreed else self._cut(realised)
+        cut = "" if agreed else self.learn(realised)
         self._record(program_value, realised, cut)
         return agreed, cut
 
@@ -196,7 +196,7 @@ class Loop:
         result = self._timed(lambda: program.solve_ties(self._limits()))
         winner = agreed
         if result.status == "OPTIMAL" and result.strategy is not None:
-            winner = self._realise(result.strategy)
+            winner = self.realise(result.strategy)
             if winner.violations or winner.value != agreed.value:
                 agreed_again, cut = self._compare(agreed.value, winner)
                 return agreed_again or not cut
@@ -220,7 +220,8 @@ class Loop:
         self.outcome.tables_s += time.monotonic() - begun
         return program
 
-    def _realise(self, strategy: Strategy) -> Realised:
+    def realise(self, strategy: Strategy) -> Realised:
+        """The strategy with its placement blocks solved."""
         begun = time.monotonic()
         realised = realise(self.cache, strategy, self.utopia, min(self.deadline, time.monotonic() + 30))
         self.outcome.blocks_s += time.monotonic() - begun
@@ -244,7 +245,7 @@ class Loop:
             Iteration(program_value=program_value, realised_value=value, label=label, cut=cut)
         )
 
-    def _cut(self, realised: Realised) -> str:
+    def learn(self, realised: Realised) -> str:
         """Raise what the blocks proved; empty when nothing new could be said (the gap stays)."""
         strategy, said = realised.strategy, []
         if realised.experts is not None and self.bounds.raise_lambda(strategy.moe_ep, realised.experts.bound_ppm):

@@ -57,12 +57,19 @@ class Program:
     """The model of one problem with the bounds known so far."""
 
     def __init__(
-        self, leaves: Leaves, domains: Domains, bounds: Bounds, utopia: Utopia | None, upper: int | None
+        self,
+        leaves: Leaves,
+        domains: Domains,
+        bounds: Bounds,
+        utopia: Utopia | None,
+        upper: int | None,
+        model: cp_model.CpModel | None = None,
     ) -> None:
+        """`model` absent means one of its own; several programs may share one (:mod:`solver.search.scenarios`)."""
         problem = leaves.problem
         self.problem, self.leaves, self.domains, self.upper = problem, leaves, domains, upper
         self._open: list[TiePart] = []
-        self.model = cp_model.CpModel()
+        self.model = cp_model.CpModel() if model is None else model
         model = self.model
         most_gpus = problem.gpu_budget
         if problem.objective.name == "gpus" and upper is not None:
@@ -252,26 +259,45 @@ class Program:
         self.model.add(self.objective <= value)
 
     def _run(self, limits: SearchLimits, progress: Callable[[int | None, int], None]) -> ProgramResult:
-        solver = cp_model.CpSolver()
-        parameters = solver.parameters
-        parameters.num_workers = limits.workers
-        parameters.random_seed = limits.seed
-        parameters.relative_gap_limit = 0.0
-        parameters.absolute_gap_limit = 0.0
-        parameters.max_presolve_iterations = 1
-        parameters.linearization_level = 0
-        if limits.time_s is not None:
-            parameters.max_time_in_seconds = max(0.01, limits.time_s)
-        solver.best_bound_callback = lambda bound: progress(None, int(bound))
-        status = solver.solve(self.model, _Watch(progress))
-        name = solver.status_name(status)
-        if name == "MODEL_INVALID":
-            raise InvalidModelError(f"the program is invalid: {self.model.validate()[:500]}")
-        bound = int(solver.response_proto.inner_objective_lower_bound)
-        if name not in ("OPTIMAL", "FEASIBLE"):
-            return ProgramResult(name, None, 0, bound)
-        value = solver.value(self._target)
-        return ProgramResult(name, self.degrees.strategy(solver), value, value if name == "OPTIMAL" else bound)
+        found = minimise(self.model, self._target, limits, progress)
+        strategy = None if found.solver is None else self.degrees.strategy(found.solver)
+        return ProgramResult(found.status, strategy, found.value, found.bound)
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Outcome of :func:`minimise`: exact integers, and the solver to read a solution from (absent without one)."""
+
+    status: str
+    solver: cp_model.CpSolver | None
+    value: int
+    bound: int
+
+
+def minimise(
+    model: cp_model.CpModel, target: Expr, limits: SearchLimits, progress: Callable[[int | None, int], None]
+) -> Minimum:
+    """One CP-SAT call on a model whose objective is `target`."""
+    solver = cp_model.CpSolver()
+    parameters = solver.parameters
+    parameters.num_workers = limits.workers
+    parameters.random_seed = limits.seed
+    parameters.relative_gap_limit = 0.0
+    parameters.absolute_gap_limit = 0.0
+    parameters.max_presolve_iterations = 1
+    parameters.linearization_level = 0
+    if limits.time_s is not None:
+        parameters.max_time_in_seconds = max(0.01, limits.time_s)
+    solver.best_bound_callback = lambda bound: progress(None, int(bound))
+    status = solver.solve(model, _Watch(progress))
+    name = solver.status_name(status)
+    if name == "MODEL_INVALID":
+        raise InvalidModelError(f"the program is invalid: {model.validate()[:500]}")
+    bound = int(solver.response_proto.inner_objective_lower_bound)
+    if name not in ("OPTIMAL", "FEASIBLE"):
+        return Minimum(name, None, 0, bound)
+    value = solver.value(target)
+    return Minimum(name, solver, value, value if name == "OPTIMAL" else bound)
 
 
 class _Watch(cp_model.CpSolverSolutionCallback):
