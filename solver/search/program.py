@@ -26,6 +26,12 @@ from solver.search.tables import PhaseTables, tables_digest
 from solver.strategy import Strategy
 
 
+LARGEST_PRODUCT = 2**61
+"""Products of a time and a count (GPUs, sequences) beyond this are not considered: they would leave 64 bits."""
+SHARED_PRODUCT = 2**55
+"""The same where several programs share a model, because CP-SAT wants the sum of all domains within 64 bits."""
+
+
 @dataclass(frozen=True)
 class SearchLimits:
     """Parameters of one CP-SAT call.
@@ -68,6 +74,7 @@ class Program:
         """`model` absent means one of its own; several programs may share one (:mod:`solver.search.scenarios`)."""
         problem = leaves.problem
         self.problem, self.leaves, self.domains, self.upper = problem, leaves, domains, upper
+        self.largest_product = LARGEST_PRODUCT if model is None else SHARED_PRODUCT
         self._open: list[TiePart] = []
         self.model = cp_model.CpModel() if model is None else model
         model = self.model
@@ -184,19 +191,19 @@ class Program:
         """``cycle`` times the GPUs that `active_per_share` sequences keep busy."""
         whole = self.model.new_int_var(0, MAX_TOTAL_NS, "cycle")
         self.model.add(whole == cycle)
-        busy = self.model.new_int_var(0, 2**61, "gpu_time")
+        busy = self.model.new_int_var(0, self.largest_product, "gpu_time")
         self.model.add_multiplication_equality(busy, [whole, self.degrees.gpus_per_share])
         return busy
 
     def _at_least_ratio(self, value: cp_model.IntVar, numerator: Expr, denominator: Expr | int) -> None:
         """``value * denominator >= numerator``."""
         if isinstance(denominator, int):
-            # No numerator exceeds 2^61; a wider ratio would overflow 64 bits and make the whole model invalid.
-            ratio = self.model.new_int_var(0, min(MAX_OBJECTIVE, 2**61 // denominator), "ratio")
+            # A wider ratio would overflow 64 bits and make the whole model invalid.
+            ratio = self.model.new_int_var(0, min(MAX_OBJECTIVE, self.largest_product // denominator), "ratio")
             self.model.add(ratio * denominator >= numerator)
             self.model.add(value >= ratio)
             return
-        product = self.model.new_int_var(0, 2**61, "ratio")
+        product = self.model.new_int_var(0, self.largest_product, "ratio")
         self.model.add_multiplication_equality(product, [value, denominator])
         self.model.add(product >= numerator)
 
