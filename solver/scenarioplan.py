@@ -12,7 +12,6 @@ from solver.plan import MAX_PLAN_BYTES, Evaluation, Natural, Plan, PlannedStrate
 from solver.specs.problem import Problem
 from solver.specs.scenarios import Over, Scenarios
 from solver.specs.spec import Spec, one_sentence
-from solver.specs.traces import Reduction
 
 COMMON = (
     "attn_tp", "attn_dp", "moe_tp", "moe_ep", "pp", "replicas", "micro_batches", "mesh_order", "decode_dispatch",
@@ -81,8 +80,6 @@ class ScenarioPlan(Spec):
     problem: Problem
     """The question before any scenario replaced its workload."""
     asked: Scenarios
-    reduction: Reduction | None = None
-    """Where the scenarios stand for a trace."""
     warnings: tuple[str, ...]
 
     @classmethod

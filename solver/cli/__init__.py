@@ -21,6 +21,7 @@ from solver.cli.deploy import bench_script, export, report
 from solver.cli.judge import check, verify
 from solver.cli.place import place
 from solver.cli.plans import evaluate, placement, schema, solve
+from solver.cli.scenarios import solve_scenarios
 from solver.errors import SolverError
 
 __all__ = ["app", "main"]
@@ -43,6 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(solve)
+app.command("solve-scenarios")(solve_scenarios)
 app.command()(evaluate)
 app.command()(check)
 app.command()(verify)

@@ -64,7 +64,7 @@ def solve(
     Ctrl-C ended the search, with its true gap.
     """
     check_out(out, force=force)
-    options = _options(time_limit, workers, seed, ties)
+    options = search_options(time_limit, workers, seed, ties)
     problem = ask.problem()
     from dataclasses import replace
 
@@ -85,7 +85,7 @@ def solve(
     raise typer.Exit(EXIT_OF_STATUS[answer.status])
 
 
-def _options(time_limit: float | None, workers: int | None, seed: int, ties: int) -> SolveOptions:
+def search_options(time_limit: float | None, workers: int | None, seed: int, ties: int) -> SolveOptions:
     """How hard to look, checked."""
     from solver.api import SolveOptions
 

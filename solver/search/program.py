@@ -25,7 +25,6 @@ from solver.search.stage_vars import StageVars
 from solver.search.tables import PhaseTables, tables_digest
 from solver.strategy import Strategy
 
-
 LARGEST_PRODUCT = 2**61
 """Products of a time and a count (GPUs, sequences) beyond this are not considered: they would leave 64 bits."""
 SHARED_PRODUCT = 2**55

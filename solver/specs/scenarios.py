@@ -76,11 +76,54 @@ class Scenario(Spec):
         return Workload.read({**base.model_dump(), **changes}, f"scenario {self.name!r}")
 
 
+class Cell(Spec):
+    """The requests that one scenario stands for."""
+
+    name: str
+    requests: int
+    isl: int
+    """Mean prompt, rounded up: the scenario's."""
+    osl: int
+    tokens_in: int
+    """Exact total of the requests' prompts."""
+    tokens_out: int
+    isl_min: int
+    isl_max: int
+    osl_min: int
+    osl_max: int
+
+
+class Reduction(Spec):
+    """What became of a trace: the cells, and what is lost by them."""
+
+    source: str
+    requests: int
+    tokens_in: int
+    tokens_out: int
+    cells: tuple[Cell, ...]
+    isl_spread: float
+    """Mean distance of a prompt from its scenario's, relative to the mean prompt: 0 when every one is that long."""
+    osl_spread: float
+    extra_in: int
+    """Tokens that the scenarios have more than the trace, because means are rounded up: fewer than one per request."""
+    extra_out: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.requests:,} requests in {len(self.cells)} scenarios; prompts differ from their scenario's by "
+            f"{self.isl_spread:.1%} of the mean prompt, outputs by {self.osl_spread:.1%} of the mean output; "
+            f"rounding adds {self.extra_in:,} of {self.tokens_in:,} input and {self.extra_out:,} of "
+            f"{self.tokens_out:,} output tokens"
+        )
+
+
 class Scenarios(Spec):
     """The scenarios of one deployment."""
 
     source: Annotated[str, Field(min_length=1, max_length=400)] = "the caller"
     scenario: Annotated[tuple[Scenario, ...], Field(min_length=1, max_length=MAX_SCENARIOS)]
+    reduction: Reduction | None = None
+    """Where the scenarios stand for a trace."""
 
     @model_validator(mode="after")
     def _named_once(self) -> Self:

@@ -18,8 +18,7 @@ import numpy.typing as npt
 
 from solver.errors import SpecError
 from solver.specs.files import decode, parse_json, read_bytes, shown
-from solver.specs.scenarios import MAX_SCENARIOS, Scenario, Scenarios
-from solver.specs.spec import Spec
+from solver.specs.scenarios import MAX_SCENARIOS, Cell, Reduction, Scenario, Scenarios
 
 MAX_TRACE_BYTES = 256 * 2**20
 MAX_REQUESTS = 2_000_000
@@ -38,47 +37,6 @@ class LengthTrace:
     source: str
     isl: Ints
     osl: Ints
-
-
-class Cell(Spec):
-    """The requests that one scenario stands for."""
-
-    name: str
-    requests: int
-    isl: int
-    """Mean prompt, rounded up: the scenario's."""
-    osl: int
-    tokens_in: int
-    """Exact total of the requests' prompts."""
-    tokens_out: int
-    isl_min: int
-    isl_max: int
-    osl_min: int
-    osl_max: int
-
-
-class Reduction(Spec):
-    """What became of a trace: the cells, and what is lost by them."""
-
-    source: str
-    requests: int
-    tokens_in: int
-    tokens_out: int
-    cells: tuple[Cell, ...]
-    isl_spread: float
-    """Mean distance of a prompt from its scenario's, relative to the mean prompt: 0 when every one is that long."""
-    osl_spread: float
-    extra_in: int
-    """Tokens that the scenarios have more than the trace, because means are rounded up: fewer than one per request."""
-    extra_out: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.requests:,} requests in {len(self.cells)} scenarios; prompts differ from their scenario's by "
-            f"{self.isl_spread:.1%} of the mean prompt, outputs by {self.osl_spread:.1%} of the mean output; "
-            f"rounding adds {self.extra_in:,} of {self.tokens_in:,} input and {self.extra_out:,} of "
-            f"{self.tokens_out:,} output tokens"
-        )
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -161,8 +119,10 @@ def _length(cells: Mapping[str, object], name: str, where: str, line: int) -> in
 # --- reducing -----------------------------------------------------------------------------------------------------
 
 
-def scenarios_of_trace(trace: LengthTrace, num_scenarios: int) -> tuple[Scenarios, Reduction]:
+def scenarios_of_trace(trace: LengthTrace, num_scenarios: int) -> Scenarios:
     """At most `num_scenarios` scenarios weighted by their requests (fewer when the trace has fewer different shapes).
+
+    What is lost is in ``Scenarios.reduction``.
 
     Raises
     ------
@@ -184,7 +144,7 @@ def scenarios_of_trace(trace: LengthTrace, num_scenarios: int) -> tuple[Scenario
     described = tuple(_cell(lengths[cell.members], i) for i, cell in enumerate(ordered))
     reduction = _reduction(trace, lengths, [cell.members for cell in ordered], described)
     scenarios = tuple(Scenario(name=c.name, weight=c.requests, isl=c.isl, osl=c.osl) for c in described)
-    return Scenarios(source=f"trace {trace.source}: {reduction}"[:400], scenario=scenarios), reduction
+    return Scenarios(source=f"trace {trace.source}", scenario=scenarios, reduction=reduction)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from solver.plan import Plan
+from solver.scenarioplan import ScenarioPlan
 from solver.specs.spec import one_sentence
 from solver.verify import claimed, placed
 from solver.verify.confirm import confirm
 from solver.verify.evidence import Evidence, evidence_of
 from solver.verify.finding import VERIFY_RULES, Finding
+from solver.verify.scenarios import judge_scenarios
 
 __all__ = ["VERIFY_RULES", "Finding", "Verification", "verify"]
 
@@ -70,7 +72,7 @@ class Verification:
     seconds: float
 
 
-def verify(plan: Plan, *, exhaustive: bool = False) -> Verification:
+def verify(plan: Plan | ScenarioPlan, *, exhaustive: bool = False) -> Verification:
     """Judge a plan without the solver.
 
     Every rule of :data:`VERIFY_RULES` is examined on the plan itself: times, memory and balance are recomputed from
@@ -83,6 +85,8 @@ def verify(plan: Plan, *, exhaustive: bool = False) -> Verification:
     exhaustive : enumerate the degree space, too (seconds instead of milliseconds)
     """
     begun = time.monotonic()
+    if isinstance(plan, ScenarioPlan):
+        return _verify_scenarios(plan, begun, exhaustive=exhaustive)
     findings: list[Finding] = []
     checks: list[str] = []
     configurations: int | None = None
@@ -104,3 +108,16 @@ def verify(plan: Plan, *, exhaustive: bool = False) -> Verification:
         findings += confirmation.findings
         configurations = confirmation.configurations
     return Verification(not findings, tuple(findings), tuple(checks), configurations, time.monotonic() - begun)
+
+
+def _verify_scenarios(plan: ScenarioPlan, begun: float, *, exhaustive: bool) -> Verification:
+    """A plan for several scenarios: the deployment in each, the whole, and every own optimum as a plan of its own."""
+    found, checks = judge_scenarios(plan)
+    findings, configurations = list(found), 0
+    for result in plan.scenarios:
+        own = verify(result.own, exhaustive=exhaustive)
+        findings += [Finding(f.rule, f"{result.name} alone: {f.sentence}") for f in own.findings]
+        configurations += own.configurations or 0
+    names = (*checks, "own plans", *(["exhaustive"] if exhaustive else []))
+    covered = configurations if exhaustive else None
+    return Verification(not findings, tuple(findings), names, covered, time.monotonic() - begun)

@@ -166,8 +166,9 @@ def _document(
             strict=True,
         )
     )
+    proved = all(loop.outcome.status == "OPTIMAL" for loop in loops)
     return ScenarioPlan(
-        status=joint.outcome.status,
+        status=joint.outcome.status if proved else "FEASIBLE",
         claim=_claim(asked, joint, limits, time.monotonic() - started),
         launched=_launched(best),
         scenarios=results,
