@@ -18,6 +18,7 @@ from solver.specs import catalog
 from solver.strategy import RULES
 from solver.verify import VERIFY_RULES
 from solver.verify.expert_map import MAP_RULES
+from solver.verify.scenarios import SCENARIO_RULES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -129,6 +130,7 @@ def listed(page: str, mark: str) -> dict[str, str]:
         ("plan.md", "judge", {rule: text for rule, text in VERIFY_RULES.items() if rule not in RULES}),
         ("plan.md", "audit", AUDIT_RULES),
         ("expert-placement.md", "map-rules", MAP_RULES),
+        ("scenarios.md", "rules", SCENARIO_RULES),
     ],
 )
 def test_every_rule_is_documented(page: str, mark: str, rules: dict[str, str]) -> None:

@@ -6,25 +6,36 @@ decisions and the layout that are best for all. It shares the rules and leaf cos
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import pytest
 from oracle import Bench, every_layout, every_load, every_strategy, least_factor
 from problems import draw
 
-from solver import SolveOptions, solve_scenarios, verify
+from solver import SolveOptions, solve, solve_scenarios, verify
+from solver.cost.balance import sequence_tokens
 from solver.cost.layers import Blocks
-from solver.cost.metrics import objective_value
+from solver.cost.leaves import Leaves
+from solver.cost.metrics import Figures, objective_value
+from solver.cost.scenarios import Yardstick
 from solver.plan import NoPlan
 from solver.scenarioplan import COMMON, ScenarioPlan
-from solver.specs.problem import Objective, Problem
+from solver.search.scenarios.stages import common_layout, figures_with
+from solver.search.stages import StagesProblem
+from solver.specs.problem import Objective, Pins, Problem
 from solver.specs.scenarios import Over, Scenarios
 from solver.strategy import Strategy, packing_of
+from solver.verify.joint import confirm_joint
 
 SEEDS = range(64)
+ENUMERATED = 3
+"""Every third answer is also confirmed by the judge's enumeration of all deployments."""
 TIGHT = tuple(range(100, 112))
 """Problems whose scenarios are each limited to their own optimum: most admit no single deployment."""
 Key = tuple[object, ...]
@@ -135,7 +146,7 @@ def test_the_joint_loop_finds_the_optimum_of_brute_force(seed: int) -> None:
     assert result.status == "OPTIMAL"
     assert [each.own_value for each in result.scenarios] == list(case.own)
     assert result.claim.value == result.claim.bound == truth.total
-    assert verify(result).findings == ()
+    assert verify(result, exhaustive=seed % ENUMERATED == 0).findings == ()
     parts, values = case.scenarios.parts, [each.value for each in result.scenarios]
     assert sum(part * value for part, value in zip(parts, values, strict=True)) == truth.expected
     chosen = [each.plan.strategy.strategy() for each in result.scenarios]
@@ -148,6 +159,16 @@ def test_the_joint_loop_finds_the_optimum_of_brute_force(seed: int) -> None:
         return (gpus, *(named[name] for name in ("pp", "attn_tp", "moe_tp", "moe_ep", "micro_batches")))
 
     assert order(common_of(chosen[0])) == min(order(common) for common in truth.common)
+
+
+@pytest.mark.parametrize("seed", [seed for seed in SEEDS if seed % (2 * ENUMERATED) == 1])
+def test_the_enumeration_of_deployments_can_say_no(seed: int) -> None:
+    """Of a bound one above the optimum, the deployment itself is the counterexample."""
+    result = case_of(seed).result
+    if isinstance(result, ScenarioPlan):
+        higher = result.claim.model_copy(update={"bound": result.claim.bound + 1})
+        found = confirm_joint(result.model_copy(update={"claim": higher}))
+        assert {finding.rule for finding in found} == {"scenario-optimum"}
 
 
 @cache
@@ -194,6 +215,102 @@ def test_a_conflict_names_the_scenarios_that_make_it() -> None:
     assert answer.status == "INFEASIBLE"
     assert "innocent" not in answer.reasons[0]
     assert "'s0', 's1'" in answer.reasons[0]
+
+
+def answered() -> ScenarioPlan:
+    """A small answer with regret."""
+    found = (case_of(seed).result for seed in SEEDS)
+    return next(r for r in found if isinstance(r, ScenarioPlan) and any(each.regret for each in r.scenarios))
+
+
+def changed(plan: ScenarioPlan, path: str, change: object) -> ScenarioPlan:
+    """The document with one number replaced; `path` names keys and positions."""
+    document = json.loads(plan.model_dump_json())
+    place: Any = document
+    *way, last = [int(word) if word.isdigit() else word for word in path.split(".")]
+    for word in way:
+        place = place[word]
+    place[last] = change(place[last]) if callable(change) else change
+    return ScenarioPlan.parse(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "rule"),
+    [
+        ("claim.value", lambda v: v + 1, "scenario-total"),
+        ("claim.natural", lambda v: v * 1.01 + 1, "scenario-total"),
+        ("claim.scale", lambda v: v * 10, "scenario-total"),
+        ("claim.bound", lambda v: v + 1, "scenario-bound"),
+        ("claim.gap", 0.5, "scenario-gap"),
+        ("status", "FEASIBLE", "scenario-status"),
+        ("scenarios.0.value", lambda v: v - 1, "scenario-value"),
+        ("scenarios.0.regret", lambda v: v + 1, "scenario-value"),
+        ("scenarios.1.own_value", lambda v: v + 1, "scenario-own"),
+        ("scenarios.1.own_bound", lambda v: v + 1, "scenario-own"),
+        ("scenarios.0.natural", lambda v: v * 2 + 1, "scenario-value"),
+        ("scenarios.0.part", lambda v: v + 1, "scenario-weight"),
+        ("scenarios.0.name", "another", "scenario-question"),
+        ("scenarios.0.plan.problem.workload.osl", lambda v: v + 1, "scenario-question"),
+        ("scenarios.0.own.problem.workload.osl", lambda v: v + 1, "scenario-question"),
+        ("asked.scenario.0.weight", lambda v: v * 3, "scenario-weight"),
+        ("scenarios.0.plan.strategy.replicas", lambda v: v + 1, "scenario-common"),
+        ("scenarios.0.plan.metrics.tpot_ns", lambda v: v - 1, "metrics"),
+        ("scenarios.0.plan.violations", ["too slow"], "scenario-value"),
+        ("scenarios.0.own.certificate.bound", lambda v: v + 1, "scenario-own"),
+        ("launched.batch", lambda v: v + 1, "scenario-launched"),
+    ],
+)
+def test_the_judge_convicts_every_lie(path: str, change: object, rule: str) -> None:
+    plan = answered()
+    assert verify(plan).ok
+    assert rule in {finding.rule for finding in verify(changed(plan, path, change)).findings}
+
+
+def test_one_scenario_is_the_plain_problem() -> None:
+    """With one scenario the expected optimum is that of solve, and nothing is regretted."""
+    problem, _, _ = drawn(3)
+    one = Scenarios.read({"scenario": [{"name": "only"}]}, "test")
+    answer, plain = solve_scenarios(problem, one), solve(problem)
+    if isinstance(plain, NoPlan):
+        assert isinstance(answer, NoPlan)
+        return
+    assert isinstance(answer, ScenarioPlan)
+    assert answer.claim.value == plain.certificate.value
+    assert answer.scenarios[0].plan.strategy == plain.strategy
+    assert answer.scenarios[0].regret == 0
+
+
+def test_the_common_layout_is_the_best_of_all() -> None:
+    """Against every split, with limits and ranks that disagree between the scenarios."""
+    compared = 0
+    for seed in range(300, 420):
+        problem, scenarios, over = drawn(seed)
+        problems = scenarios.problems(problem.model_copy(update={"pins": Pins(), "engine": "any"}))
+        num_layers = problem.llm.num_layers
+        pp = min(3, num_layers, problem.gpu_budget)
+        strategy = Strategy(attn_tp=1, attn_dp=1, moe_tp=1, moe_ep=1, pp=pp, replicas=1, batch=2, micro_batches=pp)
+        if pp < 2:
+            continue
+        stages = [
+            StagesProblem(Leaves(each), strategy, packing_of(each, strategy), 2 * sequence_tokens(each)[-1], 10**6)
+            for each in problems
+        ]
+        name = problem.objective.name
+        yardstick = Yardstick.of(over, scenarios.parts, [1000 + 10**6 * s for s in range(len(problems))])
+
+        def rank(figures: Sequence[Figures]) -> tuple[int, ...]:
+            return (yardstick.total([objective_value(name, each) for each in figures]),)  # noqa: B023
+
+        fitting = [
+            layout
+            for layout in every_layout(num_layers, pp)
+            if all(Bench(s.leaves.problem).fits(strategy, Blocks(s.load_tokens, 10**6, layout)) for s in stages)
+        ]
+        best = min((rank(figures_with(stages, layout)) for layout in fitting), default=None)
+        found = common_layout(stages, rank)
+        assert (None if found is None else rank(figures_with(stages, found))) == best
+        compared += found is not None
+    assert compared > 20
 
 
 def test_the_cases_cover_what_matters() -> None:

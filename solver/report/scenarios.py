@@ -78,8 +78,8 @@ def _scenarios(console: Console, plan: ScenarioPlan) -> None:
     name, parts = plan.problem.objective.name, sum(result.part for result in plan.scenarios)
     heading(console, "Scenarios", f"{name} of this deployment, and of the best one for the scenario alone")
     table = headed(
-        [("scenario", "w"), ("weight", "r"), ("tokens in > out", "r"), ("at once", "r"), (name, "r"), ("alone", "r"),
-         ("regret", "r"), ("alone by", "l")]
+        [("scenario", "l"), ("weight", "r"), ("in > out", "r"), ("at once", "r"), (name, "r"), ("alone", "r"),
+         ("regret", "r"), ("alone by", "w")]
     )  # fmt: skip
     for result in plan.scenarios:
         table.add_row(
@@ -93,7 +93,7 @@ def _scenarios(console: Console, plan: ScenarioPlan) -> None:
 def _limits(console: Console, plan: ScenarioPlan) -> None:
     heading(console, "In each scenario", "what the running engine adapts, times, memory of the fullest GPU")
     table = headed(
-        [("scenario", "w"), ("batch", "r"), ("prompts", "r"), ("TTFT", "r"), ("TPOT", "r"), ("latency", "r"),
+        [("scenario", "l"), ("batch", "r"), ("prompts", "r"), ("TTFT", "r"), ("TPOT", "r"), ("latency", "r"),
          ("tokens/s", "r"), ("memory", "r")]
     )  # fmt: skip
     for result in plan.scenarios:

@@ -183,7 +183,7 @@ def _cell(lengths: Ints, index: int) -> Cell:
     low, high = lengths.min(axis=0), lengths.max(axis=0)
     isl, osl = -(-tokens_in // requests), -(-tokens_out // requests)
     return Cell(
-        name=f"s{index}: {isl} in, {osl} out",
+        name=f"s{index}",
         requests=requests,
         isl=isl,
         osl=osl,

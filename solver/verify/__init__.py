@@ -19,6 +19,7 @@ from solver.verify import claimed, placed
 from solver.verify.confirm import confirm
 from solver.verify.evidence import Evidence, evidence_of
 from solver.verify.finding import VERIFY_RULES, Finding
+from solver.verify.joint import confirm_joint
 from solver.verify.scenarios import judge_scenarios
 
 __all__ = ["VERIFY_RULES", "Finding", "Verification", "verify"]
@@ -118,6 +119,8 @@ def _verify_scenarios(plan: ScenarioPlan, begun: float, *, exhaustive: bool) -> 
         own = verify(result.own, exhaustive=exhaustive)
         findings += [Finding(f.rule, f"{result.name} alone: {f.sentence}") for f in own.findings]
         configurations += own.configurations or 0
+    if exhaustive and not findings:
+        findings += confirm_joint(plan)
     names = (*checks, "own plans", *(["exhaustive"] if exhaustive else []))
     covered = configurations if exhaustive else None
     return Verification(not findings, tuple(findings), names, covered, time.monotonic() - begun)

@@ -33,6 +33,8 @@ SCENARIO_RULES: dict[str, str] = {
     "scenario-total": "the total is the weighted sum, or the largest regret, recomputed",
     "scenario-bound": "the bound is not above the value, nor below what the own bounds prove",
     "scenario-gap": "gap = (value - bound) / value",
+    "scenario-optimum": "no single deployment of the space has a total below the claimed bound",
+    "scenario-open": "no single deployment is left whose bound is below the claimed one and cannot be decided",
     "scenario-status": "OPTIMAL if and only if the bound equals the value and every own optimum is proved",
 }
 """Rules beyond :data:`solver.verify.VERIFY_RULES`: id -> what it demands."""
