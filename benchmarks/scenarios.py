@@ -108,8 +108,8 @@ def main() -> None:
                 ]
                 wall, user = (statistics.median(float(line[i]) for line in lines) for i in (0, 1))
                 status, turns, label = lines[0][2:]
-                print(f"| {case.name} | {count} | {over} | {wall:.1f} s | {user:.1f} s | {status} | {turns} | {label} |",
-                      flush=True)  # fmt: skip
+                cells = (case.name, count, over, f"{wall:.1f} s", f"{user:.1f} s", status, turns, label)
+                print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":

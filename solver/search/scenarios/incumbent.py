@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 
 import numpy as np
 
@@ -31,6 +31,8 @@ MAX_SHAPES = 24
 NEAR = 1.1
 """Deployments that start further above the best known total are not tuned."""
 DESCENTS = 3
+NEAR_ENOUGH = 1.01
+"""One descent is enough when it ends this close to the bound of all shapes."""
 MAX_DESCENT_TURNS = 4
 
 
@@ -58,6 +60,9 @@ class JointScores:
         self.shapes = [shape for shape in shapes[0] if all(shape in set(other) for other in shapes[1:])]
         self._known: dict[tuple[object, ...], Scored | None] = {}
         self._least: int | None = None
+        self.shape_bounds, self._knobs_of_shape = self._shape_bounds()
+        """Least total of every stage shape whatever the rest."""
+        self.root = float(self.shape_bounds.min(initial=np.inf))
 
     def best(self, common: Strategy, like: Strategies) -> Scored | None:
         """A deployment of common decisions, every scenario with its best own knobs; None where one finds no legal ones.
@@ -67,21 +72,25 @@ class JointScores:
         key = tuple(getattr(common, name) for name in COMMON)
         if key in self._known:
             return self._known[key]
-        start = self._scored([self._start(s, with_common(own, common)) for s, own in enumerate(like)])
-        if start is not None and (self._least is None or start.total <= NEAR * self._least):
-            start = self._scored([self._tuned(s, own) for s, own in enumerate(start.strategies)])
+        start = self._scored(self._start(s, with_common(own, common)) for s, own in enumerate(like))
+        if start is not None:
+            start = self._scored(self._tuned(s, own) for s, own in enumerate(start.strategies))
         if start is not None and (self._least is None or start.total < self._least):
             self._least = start.total
         self._known[key] = start
         return start
 
-    def _scored(self, found: Sequence[tuple[int, Strategy] | None]) -> Scored | None:
-        known = [pair for pair in found if pair is not None]
-        if len(known) < len(found):
-            return None
-        values = [value for value, _ in known]
-        strategies = tuple(strategy for _, strategy in known)
-        return Scored(self.yardstick.total(values), self.yardstick.expected(values), strategies)
+    def _scored(self, found: Iterator[tuple[int, Strategy] | None]) -> Scored | None:
+        """The total of all scenarios; None as soon as one has none, or the total is far above the best known one."""
+        values, strategies = list(self.yardstick.own), list[Strategy]()
+        for s, pair in enumerate(found):
+            if pair is None:
+                return None
+            values[s] = pair[0]
+            strategies.append(pair[1])
+            if self._least is not None and self.yardstick.total(values) > NEAR * self._least:
+                return None
+        return Scored(self.yardstick.total(values), self.yardstick.expected(values), tuple(strategies))
 
     def _start(self, s: int, strategy: Strategy) -> tuple[int, Strategy] | None:
         """The strategy with the first batches that are legal: those that it has, else the smallest ones."""
@@ -119,8 +128,15 @@ class JointScores:
 
     # --- joint bounds of the stage shapes -----------------------------------------------------------------------------
 
-    def shape_bounds(self) -> tuple[Floats, list[list[Strategy]]]:
-        """Least total of every stage shape whatever the rest, and for each shape each scenario's own best knobs."""
+    def promising(self) -> Iterator[list[Strategy]]:
+        """Stage shapes in the order of their bounds, by each scenario's own best strategy of that shape."""
+        for i in np.argsort(self.shape_bounds, kind="stable").tolist():
+            if not np.isfinite(self.shape_bounds[i]):
+                return
+            yield self._knobs_of_shape[i]
+
+    def _shape_bounds(self) -> tuple[Floats, list[list[Strategy]]]:
+        """Least total of every stage shape, and for each shape each scenario's own best knobs."""
         least = np.zeros((len(self.scores), len(self.shapes)))
         knobs: list[list[Strategy]] = [[] for _ in self.shapes]
         for s, scores in enumerate(self.scores):
@@ -160,7 +176,11 @@ def find_deployment(scores: JointScores) -> Strategies | None:
     own = tuple(best.strategy for best in bests if best is not None)
     tried = [scores.best(common, like) for common, like in _seeds(scores, own)]
     starts = sorted({scored.key: scored for scored in tried if scored is not None}.items())
-    ended = [_descend(scores, start) for _, start in starts[:DESCENTS]]
+    ended: list[Scored] = []
+    for _, start in starts[:DESCENTS]:
+        ended.append(_descend(scores, start))
+        if ended[-1].total <= NEAR_ENOUGH * scores.root:
+            break
     return min(ended, key=lambda scored: scored.key).strategies if ended else None
 
 
@@ -170,11 +190,8 @@ def _seeds(scores: JointScores, own: Strategies) -> Iterator[tuple[Strategy, Str
         best = loop.outcome.best
         for common in dict.fromkeys([*([best.strategy] if best else []), *ranked]):
             yield common, own
-    bounds, knobs = scores.shape_bounds()
-    for i in np.argsort(bounds, kind="stable")[:MAX_SHAPES].tolist():
-        if not np.isfinite(bounds[i]):
-            return
-        like = tuple(knobs[i])
+    for knobs in islice(scores.promising(), MAX_SHAPES):
+        like = tuple(knobs)
         for common in dict.fromkeys(like):
             for variant in _resized(scores, common):
                 yield variant, like

@@ -101,8 +101,7 @@ class JointLoop:
         self._keep(self._deploy(strategies))
         best = self.outcome.best
         if best is not None and best.total is not None:
-            bounds, _ = scores.shape_bounds()
-            over = np.nonzero(bounds > best.total * (1 + ROUNDING) + 1)[0].tolist()
+            over = np.nonzero(scores.shape_bounds > best.total * (1 + ROUNDING) + 1)[0].tolist()
             self.dead_shapes = tuple(scores.shapes[i] for i in over)
 
     def _prove(self) -> None:
