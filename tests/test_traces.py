@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import jsonschema
@@ -16,6 +17,7 @@ from solver import LengthTrace, ScenarioPlan, read_scenarios, read_trace, scenar
 from solver.errors import SpecError
 from solver.specs import traces
 from solver.specs.catalog import load_workload
+from solver.specs.files import parse_toml
 from solver.specs.scenarios import MAX_PARTS, Scenarios, whole_parts
 from solver.specs.workload import Workload
 
@@ -293,3 +295,13 @@ def test_the_examples_are_what_the_documentation_says() -> None:
     base = load_workload("reference")
     assert [scenario.workload(base).longest_isl for scenario in scenarios.scenario] == [64, 1984, 10176]
     assert len(read_trace(EXAMPLES / "lengths.csv").isl) == 600
+
+
+def test_python_examples_of_the_page_run() -> None:
+    page = (EXAMPLES.parent / "scenarios.md").read_text(encoding="utf-8")
+    bodies = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert bodies
+    for body in bodies:
+        exec(compile(body, "scenarios.md", "exec"), {})
+    for text in re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        assert Scenarios.read(parse_toml(text, "scenarios.md"), "scenarios.md").scenario[0].weight == 3
