@@ -142,7 +142,7 @@ class JointLoop:
         total, winner = agreed.total, agreed
         if self.yardstick.over == "regret":
             program.hint(agreed.strategies)
-            result = self._timed(lambda: program.solve_expected(total, self._limits()))
+            result = self._timed(lambda: program.solve_expected(total, agreed.expected, self._limits()))
             if result.status != "OPTIMAL" or result.strategies is None:
                 return True, ""
             winner = self._deploy(result.strategies)

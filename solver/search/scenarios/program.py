@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ortools.sat.python import cp_model
 
@@ -79,6 +79,8 @@ class JointProgram:
             self.model.add(self.total <= known.total)
         for cut in known.cuts:
             self._cut(cut)
+        self._open = self._tie_parts()
+        """What the tie-break has not decided yet."""
 
     # --- constraints --------------------------------------------------------------------------------------------------
 
@@ -142,23 +144,42 @@ class JointProgram:
         return hashlib.sha256(str(self.model.proto).encode()).hexdigest()
 
     def solve(self, limits: SearchLimits, progress: Callable[[int | None, int], None]) -> JointResult:
-        """Least total."""
+        """Least total; with the weighted sum, as much of the tie-break as fits the same number."""
+        if self.yardstick.over == "expected":
+            return self._folded(self.known.total, limits, progress)
         return self._minimise(self.total, limits, progress)
 
-    def solve_expected(self, total: int, limits: SearchLimits) -> JointResult:
-        """Least weighted sum among the deployments of a total."""
+    def solve_expected(self, total: int, upper: int, limits: SearchLimits) -> JointResult:
+        """Least weighted sum among the deployments of a total, of which one has `upper`."""
         self.model.add(self.total <= total)
-        return self._minimise(self.expected, limits, lambda _value, _bound: None)
+        self.model.add(self.expected <= upper)
+        return self._folded(upper, limits, lambda _value, _bound: None)
+
+    def _folded(
+        self, upper: int | None, limits: SearchLimits, progress: Callable[[int | None, int], None]
+    ) -> JointResult:
+        """Least weighted sum and, in the same number, as much of the tie-break as stays below 2^53."""
+        room = 1 if upper is None else MAX_OBJECTIVE // (upper + 1)
+        folded: list[TiePart] = []
+        while self._open and mixed_radix([*folded, self._open[0]])[1] <= room:
+            folded.append(self._open.pop(0))
+        tie, scale = mixed_radix(folded)
+        target = scale * self.expected + tie
+        result = self._minimise(target, limits, lambda value, bound: progress(value and value // scale, bound // scale))
+        if result.status == "OPTIMAL" and folded:
+            self.model.add(tie == result.value % scale)
+        bound = -(-(result.bound - scale + 1) // scale)
+        return replace(result, value=result.value // scale, bound=bound)
 
     def solve_ties(self, total: int, expected: int, limits: SearchLimits) -> JointResult:
         """The lexicographically smallest of the deployments of a total and a weighted sum."""
         self.model.add(self.total <= total)
         self.model.add(self.expected <= expected)
-        open_parts, result = self._tie_parts(), JointResult("UNKNOWN", None, 0, 0)
-        while open_parts:
-            group = [open_parts.pop(0)]
-            while open_parts and mixed_radix([*group, open_parts[0]])[1] < MAX_OBJECTIVE:
-                group.append(open_parts.pop(0))
+        result = JointResult("UNKNOWN", None, 0, 0)
+        while self._open:
+            group = [self._open.pop(0)]
+            while self._open and mixed_radix([*group, self._open[0]])[1] < MAX_OBJECTIVE:
+                group.append(self._open.pop(0))
             expression, _ = mixed_radix(group)
             result = self._minimise(expression, limits, lambda _value, _bound: None)
             if result.status != "OPTIMAL" or result.strategies is None:
