@@ -33,10 +33,10 @@ from solver.specs.scenarios import Over, Scenarios
 from solver.strategy import Strategy, packing_of
 from solver.verify.joint import confirm_joint
 
-SEEDS = range(64)
-ENUMERATED = 3
-"""Every third answer is also confirmed by the judge's enumeration of all deployments."""
-TIGHT = tuple(range(100, 112))
+SEEDS = range(60)
+ENUMERATED = 6
+"""Every sixth answer is also confirmed by the judge's enumeration of all deployments."""
+TIGHT = tuple(range(100, 110))
 """Problems whose scenarios are each limited to their own optimum: most admit no single deployment."""
 Key = tuple[object, ...]
 
@@ -161,7 +161,7 @@ def test_the_joint_loop_finds_the_optimum_of_brute_force(seed: int) -> None:
     assert order(common_of(chosen[0])) == min(order(common) for common in truth.common)
 
 
-@pytest.mark.parametrize("seed", [seed for seed in SEEDS if seed % (2 * ENUMERATED) == 1])
+@pytest.mark.parametrize("seed", [seed for seed in SEEDS if seed % ENUMERATED == 1])
 def test_the_enumeration_of_deployments_can_say_no(seed: int) -> None:
     """Of a bound one above the optimum, the deployment itself is the counterexample."""
     result = case_of(seed).result
@@ -283,7 +283,7 @@ def test_one_scenario_is_the_plain_problem() -> None:
 def test_the_common_layout_is_the_best_of_all() -> None:
     """Against every split, with limits and ranks that disagree between the scenarios."""
     compared = 0
-    for seed in range(300, 420):
+    for seed in range(300, 360):
         problem, scenarios, over = drawn(seed)
         problems = scenarios.problems(problem.model_copy(update={"pins": Pins(), "engine": "any"}))
         num_layers = problem.llm.num_layers
@@ -310,7 +310,7 @@ def test_the_common_layout_is_the_best_of_all() -> None:
         found = common_layout(stages, rank)
         assert (None if found is None else rank(figures_with(stages, found))) == best
         compared += found is not None
-    assert compared > 20
+    assert compared > 10
 
 
 def test_the_cases_cover_what_matters() -> None:

@@ -102,19 +102,22 @@ def _in_range(asked: Asked, yardstick: Yardstick, loops: Sequence[Loop]) -> None
 
 def _conflict(asked: Asked, loops: Sequence[Loop], limits: SearchLimits) -> list[str]:
     """A minimal set of scenarios that no deployment serves together, found by leaving them out one by one."""
-    kept = list(range(len(loops)))
+    kept, decided = list(range(len(loops))), True
     for index in range(len(loops)):
         rest = [i for i in kept if i != index]
         if len(rest) < 2:
             continue
         own = [loops[i].outcome.bound for i in rest]
         some = JointLoop([loops[i] for i in rest], Yardstick.of("expected", [1] * len(rest), own), limits, _silent)
-        if some.run().status == "INFEASIBLE":
+        outcome = some.run()
+        decided = decided and (outcome.status == "INFEASIBLE" or outcome.best is not None)
+        if outcome.status == "INFEASIBLE":
             kept = rest
     names = ", ".join(repr(asked.scenarios.scenario[i].name) for i in kept)
+    repair = "leave any one of these out, or relax its limits" if decided else "there may be a smaller such set"
     return [
-        f"every scenario has a plan of its own, but no single deployment meets memory and limits in {names} together; "
-        "any one of these may be left out, or its limits relaxed"
+        f"every scenario has a plan of its own, but no single deployment meets memory and limits in {names} together: "
+        f"{repair}"
     ]
 
 
