@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         read_measurements,
         reference_problem,
         solve,
+        solve_scenarios,
         verify,
         verify_deployment,
         verify_front,
@@ -50,11 +51,14 @@ if TYPE_CHECKING:
     from solver.export import Export, ExportOptions, bench_script, export
     from solver.front import Front, FrontPoint
     from solver.plan import Comparison, Evaluation, NoPlan, Plan
+    from solver.scenarioplan import ScenarioPlan
     from solver.specs.deploying import Deploying
     from solver.specs.hardware import Cluster, Gpu
     from solver.specs.llm import Llm
     from solver.specs.placing import Placing
     from solver.specs.problem import Objective, Pins, Problem, Space
+    from solver.specs.scenarios import Reduction, Scenario, Scenarios, read_scenarios
+    from solver.specs.traces import LengthTrace, read_trace, scenarios_of_trace
     from solver.specs.windows import LoadWindow, read_windows
     from solver.specs.workload import Slo, Workload
     from solver.strategy import Strategy, parse_label
@@ -83,6 +87,7 @@ __all__ = [
     "FrontVerification",
     "Gpu",
     "GpuRecord",
+    "LengthTrace",
     "Llm",
     "LoadWindow",
     "NoPlacementError",
@@ -96,6 +101,10 @@ __all__ = [
     "Plan",
     "PlanError",
     "Problem",
+    "Reduction",
+    "Scenario",
+    "ScenarioPlan",
+    "Scenarios",
     "Slo",
     "SolveOptions",
     "SolverError",
@@ -124,9 +133,13 @@ __all__ = [
     "placement",
     "predict",
     "read_measurements",
+    "read_scenarios",
+    "read_trace",
     "read_windows",
     "reference_problem",
+    "scenarios_of_trace",
     "solve",
+    "solve_scenarios",
     "sweep",
     "verify",
     "verify_deployment",
@@ -150,6 +163,7 @@ _NAMES_OF_MODULE = {
         "read_measurements",
         "reference_problem",
         "solve",
+        "solve_scenarios",
         "verify",
         "verify_deployment",
         "verify_front",
@@ -180,6 +194,9 @@ _NAMES_OF_MODULE = {
     "solver.specs.llm": ("Llm",),
     "solver.specs.problem": ("Objective", "Pins", "Problem", "Space"),
     "solver.specs.placing": ("Placing",),
+    "solver.scenarioplan": ("ScenarioPlan",),
+    "solver.specs.scenarios": ("Reduction", "Scenario", "Scenarios", "read_scenarios"),
+    "solver.specs.traces": ("LengthTrace", "read_trace", "scenarios_of_trace"),
     "solver.specs.windows": ("LoadWindow", "read_windows"),
     "solver.specs.workload": ("Slo", "Workload"),
     "solver.strategy": ("Strategy", "parse_label"),

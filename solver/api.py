@@ -15,12 +15,14 @@ from solver.expansion import GpuRecord, expand
 from solver.expertmap import ExpertPlacement
 from solver.front import Front, metric_pair
 from solver.plan import Comparison, Evaluation, NoPlan, Plan
+from solver.scenarioplan import ScenarioPlan
 from solver.specs import catalog
 from solver.specs.calibration import Calibration
 from solver.specs.deploying import Deploying
 from solver.specs.measurements import Measurement, read_measurements, served_cluster
 from solver.specs.placing import Placing
 from solver.specs.problem import Objective, ObjectiveName, Pins, Problem
+from solver.specs.scenarios import Over, Scenarios
 from solver.specs.windows import LoadWindow
 from solver.strategy import Strategy, parse_label
 from solver.verify import verify
@@ -48,6 +50,7 @@ __all__ = [
     "read_measurements",
     "reference_problem",
     "solve",
+    "solve_scenarios",
     "verify",
     "verify_deployment",
     "verify_front",
@@ -203,6 +206,33 @@ def pareto(
     how = FrontOptions(SearchLimits(options.workers or 1, options.seed, options.time_limit_s), options.points)
     progress = options.on_progress or (lambda _progress: None)
     return FrontSearch(problem, (first, second), how, progress, known).run()
+
+
+def solve_scenarios(
+    problem: Problem, scenarios: Scenarios, over: Over = "expected", options: SolveOptions | None = None
+) -> ScenarioPlan | NoPlan:
+    """Find the provably best single deployment for several request shapes (docs/scenarios.md).
+
+    Parameters
+    ----------
+    problem : the question; every scenario replaces lengths, concurrency, hit rate or limits of its workload
+    scenarios : request shapes with weights
+    over : ``expected`` minimises the weighted mean of the objective, ``regret`` the largest relative distance of a
+        scenario from the optimum that it would have alone
+    options : as for :func:`solve`; `ties` is ignored
+
+    Raises
+    ------
+    SpecError
+        A scenario contradicts itself or the LLM, or the objective is ``weighted``.
+    """
+    from solver.search.run import SearchOptions
+    from solver.search.scenarios.run import Asked, search_scenarios
+
+    options = options or SolveOptions()
+    how = SearchOptions(options.workers, options.seed, options.time_limit_s)
+    asked = Asked(problem, scenarios, over, scenarios.problems(problem))
+    return search_scenarios(asked, how, options.on_progress or (lambda _progress: None))
 
 
 def place(windows: Sequence[LoadWindow], placing: Placing, options: PlaceOptions | None = None) -> ExpertPlacement:

@@ -15,7 +15,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"workers"}),
     frozenset({"specs"}),
     frozenset({"engines", "packing", "strategy", "degrees"}),
-    frozenset({"certificate", "plan", "expertmap", "deployment", "expansion", "front", "swept"}),
+    frozenset({"certificate", "plan", "expertmap", "deployment", "expansion", "front", "scenarioplan", "swept"}),
     frozenset({"silicon"}),
     frozenset({"cost"}),
     frozenset({"search", "place", "verify", "audit", "fitting", "importer"}),
@@ -40,6 +40,8 @@ NEIGHBOURS = frozenset(
         ("swept", "plan"),
         ("swept", "certificate"),
         ("front", "plan"),
+        ("scenarioplan", "plan"),
+        ("scenarioplan", "certificate"),
         ("units", "errors"),
         ("search", "place"),
     }
@@ -143,6 +145,7 @@ def test_the_judge_knows_nothing_of_the_search() -> None:
         if room_of(path) in (
             "verify", "audit", "cost", "specs", "strategy", "degrees", "plan", "certificate", "expertmap",
             "deployment",
+            "scenarioplan",
         ):  # fmt: skip
             assert not rooms_imported(path) & {"search", "place", "deploy"}, path
 

@@ -19,6 +19,7 @@ from solver.strategy import RULES
 from solver.verify import VERIFY_RULES
 from solver.verify.expert_map import MAP_RULES
 from solver.verify.front import FRONT_RULES
+from solver.verify.scenarios import SCENARIO_RULES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -137,6 +138,7 @@ def listed(page: str, mark: str) -> dict[str, str]:
         ("plan.md", "audit", AUDIT_RULES),
         ("expert-placement.md", "map-rules", MAP_RULES),
         ("pareto.md", "front-rules", FRONT_RULES),
+        ("scenarios.md", "rules", SCENARIO_RULES),
     ],
 )
 def test_every_rule_is_documented(page: str, mark: str, rules: dict[str, str]) -> None:

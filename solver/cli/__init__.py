@@ -23,6 +23,7 @@ from solver.cli.pareto import pareto
 from solver.cli.place import place
 from solver.cli.plans import evaluate, placement, schema, solve
 from solver.cli.pools import deploy
+from solver.cli.scenarios import solve_scenarios
 from solver.cli.sweep import sweep
 from solver.errors import SolverError
 
@@ -48,6 +49,7 @@ app = typer.Typer(
 app.command()(solve)
 app.command()(deploy)
 app.command()(pareto)
+app.command("solve-scenarios")(solve_scenarios)
 app.command()(evaluate)
 app.command()(check)
 app.command()(verify)

@@ -145,6 +145,7 @@ def verify(
 
     from solver import api
     from solver.cli.pareto import is_front, verify_front
+    from solver.cli.scenarios import verify_scenarios
     from solver.plan import MAX_PLAN_BYTES, Plan
     from solver.report.terminal import terminal
     from solver.report.verdict import show_verdict
@@ -156,6 +157,7 @@ def verify(
     text = read_text(plan, MAX_PLAN_BYTES)
     if is_front(text):
         raise typer.Exit(verify_front(text, plan, exhaustive=exhaustive, as_json=as_json))
+    verify_scenarios(plan, text, exhaustive=exhaustive, as_json=as_json)
     document = document_of(text, plan)
     if isinstance(document, Plan):
         verdict = api.verify(document, exhaustive=exhaustive, full=full)

@@ -139,7 +139,7 @@ class Loop:
         scores.share(self.known)
         strategy = find_incumbent(scores, shapes)
         if strategy is not None:
-            self._keep(self._realise(strategy))
+            self._keep(self.realise(strategy))
         best_of_label: dict[str, tuple[int, Strategy]] = {}
         for known, value in scores.known.items():
             if value is not None and (
@@ -162,7 +162,7 @@ class Loop:
             outcome.bound = max(outcome.bound, result.bound)
             if result.strategy is None:
                 break
-            realised = self._realise(result.strategy)
+            realised = self.realise(result.strategy)
             self._keep(realised)
             if result.status != "OPTIMAL":
                 break
@@ -181,7 +181,7 @@ class Loop:
         strategy = program.first(self._limits())
         self.outcome.program_s += time.monotonic() - begun
         if strategy is not None:
-            self._keep(self._realise(strategy))
+            self._keep(self.realise(strategy))
 
     def _excluded(self) -> None:
         """The program has no solution: proved infeasible, unless a plan is known."""
@@ -200,7 +200,7 @@ class Loop:
                 f"{realised.strategy.full_label} costs {realised.value}, below the program's optimum {program_value}"
             )
         agreed = not realised.violations and realised.value == program_value
-        cut = "" if agreed else self._cut(realised)
+        cut = "" if agreed else self.learn(realised)
         self._record(program_value, realised, cut)
         return agreed, cut
 
@@ -212,7 +212,7 @@ class Loop:
         result = self._timed(lambda: program.solve_ties(self._limits()))
         winner = agreed
         if result.status == "OPTIMAL" and result.strategy is not None:
-            winner = self._realise(result.strategy)
+            winner = self.realise(result.strategy)
             if winner.violations or winner.value != agreed.value:
                 agreed_again, cut = self._compare(agreed.value, winner)
                 return agreed_again or not cut
@@ -236,7 +236,8 @@ class Loop:
         self.outcome.tables_s += time.monotonic() - begun
         return program
 
-    def _realise(self, strategy: Strategy) -> Realised:
+    def realise(self, strategy: Strategy) -> Realised:
+        """The strategy with its placement blocks solved."""
         begun = time.monotonic()
         realised = realise(self.cache, strategy, self.utopia, min(self.deadline, time.monotonic() + 30))
         self.outcome.blocks_s += time.monotonic() - begun
@@ -261,7 +262,7 @@ class Loop:
             Iteration(program_value=program_value, realised_value=value, label=label, cut=cut)
         )
 
-    def _cut(self, realised: Realised) -> str:
+    def learn(self, realised: Realised) -> str:
         """Raise what the blocks proved; empty when nothing new could be said (the gap stays)."""
         strategy, said = realised.strategy, []
         if realised.experts is not None and self.bounds.raise_lambda(strategy.moe_ep, realised.experts.bound_ppm):

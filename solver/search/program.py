@@ -26,6 +26,11 @@ from solver.search.stage_vars import StageVars
 from solver.search.tables import PhaseTables, tables_digest
 from solver.strategy import Strategy
 
+LARGEST_PRODUCT = 2**61
+"""Products of a time and a count (GPUs, sequences) beyond this are not considered: they would leave 64 bits."""
+SHARED_PRODUCT = 2**55
+"""The same where several programs share a model, because CP-SAT wants the sum of all domains within 64 bits."""
+
 
 @dataclass(frozen=True)
 class SearchLimits:
@@ -58,13 +63,21 @@ class Program:
     """The model of one problem with the bounds known so far."""
 
     def __init__(
-        self, leaves: Leaves, domains: Domains, bounds: Bounds, utopia: Utopia | None, upper: int | None
+        self,
+        leaves: Leaves,
+        domains: Domains,
+        bounds: Bounds,
+        utopia: Utopia | None,
+        upper: int | None,
+        model: cp_model.CpModel | None = None,
     ) -> None:
+        """`model` absent means one of its own; several programs may share one (:mod:`solver.search.scenarios`)."""
         problem = leaves.problem
         self.problem, self.leaves, self.domains, self.upper = problem, leaves, domains, upper
+        self.largest_product = LARGEST_PRODUCT if model is None else SHARED_PRODUCT
         self._open: list[TiePart] = []
         self._busy: cp_model.IntVar | None = None
-        self.model = cp_model.CpModel()
+        self.model = cp_model.CpModel() if model is None else model
         model = self.model
         most_gpus = problem.gpu_budget
         if problem.objective.name == "gpus" and upper is not None:
@@ -206,7 +219,7 @@ class Program:
             return self._busy
         whole = self.model.new_int_var(0, MAX_TOTAL_NS, "cycle")
         self.model.add(whole == cycle)
-        busy = self.model.new_int_var(0, 2**61, "gpu_time")
+        busy = self.model.new_int_var(0, self.largest_product, "gpu_time")
         self.model.add_multiplication_equality(busy, [whole, self.degrees.gpus_per_share])
         self._busy = busy
         return busy
@@ -214,12 +227,12 @@ class Program:
     def _at_least_ratio(self, value: cp_model.IntVar, numerator: Expr, denominator: Expr | int) -> None:
         """``value * denominator >= numerator``."""
         if isinstance(denominator, int):
-            # No numerator exceeds 2^61; a wider ratio would overflow 64 bits and make the whole model invalid.
-            ratio = self.model.new_int_var(0, min(MAX_OBJECTIVE, 2**61 // denominator), "ratio")
+            # A wider ratio would overflow 64 bits and make the whole model invalid.
+            ratio = self.model.new_int_var(0, min(MAX_OBJECTIVE, self.largest_product // denominator), "ratio")
             self.model.add(ratio * denominator >= numerator)
             self.model.add(value >= ratio)
             return
-        product = self.model.new_int_var(0, 2**61, "ratio")
+        product = self.model.new_int_var(0, self.largest_product, "ratio")
         self.model.add_multiplication_equality(product, [value, denominator])
         self.model.add(product >= numerator)
 
@@ -298,27 +311,52 @@ class Program:
     def _run(
         self, limits: SearchLimits, progress: Callable[[int | None, int], None], *, first_only: bool = False
     ) -> ProgramResult:
-        solver = cp_model.CpSolver()
-        parameters = solver.parameters
-        parameters.num_workers = limits.workers
-        parameters.random_seed = limits.seed
-        parameters.relative_gap_limit = 0.0
-        parameters.absolute_gap_limit = 0.0
-        parameters.max_presolve_iterations = 1
-        parameters.linearization_level = 0
-        parameters.stop_after_first_solution = first_only
-        if limits.time_s is not None:
-            parameters.max_time_in_seconds = max(0.01, limits.time_s)
-        solver.best_bound_callback = lambda bound: progress(None, int(bound))
-        status = solver.solve(self.model, _Watch(progress))
-        name = solver.status_name(status)
-        if name == "MODEL_INVALID":
-            raise InvalidModelError(f"the program is invalid: {self.model.validate()[:500]}")
-        bound = int(solver.response_proto.inner_objective_lower_bound)
-        if name not in ("OPTIMAL", "FEASIBLE"):
-            return ProgramResult(name, None, 0, bound)
-        value = 0 if first_only else solver.value(self._target)
-        return ProgramResult(name, self.degrees.strategy(solver), value, value if name == "OPTIMAL" else bound)
+        target = 0 if first_only else self._target
+        found = minimise(self.model, target, limits, progress, first_only=first_only)
+        strategy = None if found.solver is None else self.degrees.strategy(found.solver)
+        return ProgramResult(found.status, strategy, found.value, found.bound)
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Outcome of :func:`minimise`: exact integers, and the solver to read a solution from (absent without one)."""
+
+    status: str
+    solver: cp_model.CpSolver | None
+    value: int
+    bound: int
+
+
+def minimise(
+    model: cp_model.CpModel,
+    target: Expr,
+    limits: SearchLimits,
+    progress: Callable[[int | None, int], None],
+    *,
+    first_only: bool = False,
+) -> Minimum:
+    """One CP-SAT call on a model whose objective is `target`; any solution will do with `first_only`."""
+    solver = cp_model.CpSolver()
+    parameters = solver.parameters
+    parameters.num_workers = limits.workers
+    parameters.random_seed = limits.seed
+    parameters.relative_gap_limit = 0.0
+    parameters.absolute_gap_limit = 0.0
+    parameters.max_presolve_iterations = 1
+    parameters.linearization_level = 0
+    parameters.stop_after_first_solution = first_only
+    if limits.time_s is not None:
+        parameters.max_time_in_seconds = max(0.01, limits.time_s)
+    solver.best_bound_callback = lambda bound: progress(None, int(bound))
+    status = solver.solve(model, _Watch(progress))
+    name = solver.status_name(status)
+    if name == "MODEL_INVALID":
+        raise InvalidModelError(f"the program is invalid: {model.validate()[:500]}")
+    bound = int(solver.response_proto.inner_objective_lower_bound)
+    if name not in ("OPTIMAL", "FEASIBLE"):
+        return Minimum(name, None, 0, bound)
+    value = solver.value(target)
+    return Minimum(name, solver, value, value if name == "OPTIMAL" else bound)
 
 
 class _Watch(cp_model.CpSolverSolutionCallback):

@@ -27,6 +27,8 @@ class StageVars:
         self, model: cp_model.CpModel, leaves: Leaves, d: DegreeVars, decode: PhaseVars, prefill: PhaseVars
     ) -> None:
         self.model, self.leaves, self.d, self.llm = model, leaves, d, leaves.problem.llm
+        self.sizes: list[Choice[int]] = []
+        """What is decided of the layout: programs that share a deployment share it."""
         self._memory()
         if d.max_pp == 1:
             self.slowest: dict[Phase, Expr] = {"decode": decode.total, "prefill": prefill.total}
@@ -58,6 +60,7 @@ class StageVars:
         first: Choice[int] = Choice(model, "first_stage", list(sizes))
         last: Choice[int] = Choice(model, "last_stage", list(sizes))
         middle: Choice[int] = Choice(model, "middle_stage", [0, *sizes])
+        self.sizes += [first, last, middle]
         for pp in d.pp.values:
             given = d.pp.is_(pp)
             if pp == 1:
@@ -95,6 +98,7 @@ class StageVars:
         if total == num_layers:
             return
         middle: Choice[int] = Choice(model, "middle_main", list(range(total + 1)))
+        self.sizes.append(middle)
         in_first = first.pick([self._counts(0, size)[kind] for size in first.values])
         in_last = last.pick([self._counts(num_layers - size, size)[kind] for size in last.values])
         for pp in d.pp.values:

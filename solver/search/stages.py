@@ -64,14 +64,14 @@ def solve_stages(problem: StagesProblem, utopia: Utopia | None, *, with_slos: bo
 def _pareto(problem: StagesProblem) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Pareto-optimal layouts that fit the memory, with the sum of their slowest stages, by rising decode bottleneck."""
     pp = problem.strategy.pp
-    fits = _fitting(problem)
-    decode, prefill = (_forbid(times, fits) for times in _stage_times(problem))
+    fits = fitting(problem)
+    decode, prefill = (forbid(times, fits) for times in stage_times(problem))
     limit = HUGE
     while True:
-        fastest = _bottleneck(_forbid(decode, prefill < limit), pp)
+        fastest = _bottleneck(forbid(decode, prefill < limit), pp)
         if fastest is None:
             return
-        found = _bottleneck(_forbid(prefill, decode <= fastest.value), pp)
+        found = _bottleneck(forbid(prefill, decode <= fastest.value), pp)
         assert found is not None
         yield fastest.value + found.value, found.layout
         limit = found.value
@@ -82,7 +82,7 @@ def _pareto(problem: StagesProblem) -> Iterator[tuple[int, tuple[int, ...]]]:
 FIRST, MIDDLE, LAST = range(3)
 
 
-def _stage_times(problem: StagesProblem) -> Iterator[Ints]:
+def stage_times(problem: StagesProblem) -> Iterator[Ints]:
     """Time of every possible stage in decode and in prefill, ns."""
     leaves, llm = problem.leaves, problem.leaves.problem.llm
     blocks = Blocks(problem.load_tokens, problem.lambda_ppm, (llm.num_layers,))
@@ -92,7 +92,7 @@ def _stage_times(problem: StagesProblem) -> Iterator[Ints]:
         yield _spans([by_kind[kind] for kind in llm.layers], (times.embedding_ns, 0, times.head_ns))
 
 
-def _fitting(problem: StagesProblem) -> npt.NDArray[np.bool_]:
+def fitting(problem: StagesProblem) -> npt.NDArray[np.bool_]:
     """Whether a stage has layers and fits the memory."""
     leaves, strategy, llm = problem.leaves, problem.strategy, problem.leaves.problem.llm
     blocks = Blocks(problem.load_tokens, problem.lambda_ppm, (llm.num_layers,))
@@ -110,7 +110,8 @@ def _spans(layers: Sequence[int], extras: Sequence[int]) -> Ints:
     return (prefix[None, :] - prefix[:, None])[None, :, :] + np.array(extras, dtype=np.int64)[:, None, None]
 
 
-def _forbid(cost: Ints, allowed: npt.NDArray[np.bool_]) -> Ints:
+def forbid(cost: Ints, allowed: npt.NDArray[np.bool_]) -> Ints:
+    """The costs, :data:`HUGE` where a stage is not allowed."""
     return np.where(allowed, cost, HUGE)
 
 

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from solver.plan import Plan
+from solver.scenarioplan import ScenarioPlan
 from solver.specs.spec import one_sentence
 from solver.verify import claimed, placed, ranks
 from solver.verify.alternatives import alternatives, confirm_alternatives
 from solver.verify.confirm import confirm
 from solver.verify.evidence import Evidence, evidence_of
 from solver.verify.finding import VERIFY_RULES, Finding
+from solver.verify.joint import confirm_joint
+from solver.verify.scenarios import judge_scenarios
 
 __all__ = ["VERIFY_RULES", "Finding", "Verification", "verify"]
 
@@ -75,7 +78,7 @@ class Verification:
     """Ranks whose expanded records were compared with what their class holds."""
 
 
-def verify(plan: Plan, *, exhaustive: bool = False, full: bool = False) -> Verification:
+def verify(plan: Plan | ScenarioPlan, *, exhaustive: bool = False, full: bool = False) -> Verification:
     """Judge a plan without the solver.
 
     Every rule of :data:`VERIFY_RULES` is examined on the plan itself: times, memory and balance are recomputed from
@@ -89,6 +92,8 @@ def verify(plan: Plan, *, exhaustive: bool = False, full: bool = False) -> Verif
     full : compare the expanded record of every rank, not of a sample of 4,096, with what its symmetry class holds
     """
     begun = time.monotonic()
+    if isinstance(plan, ScenarioPlan):
+        return _verify_scenarios(plan, begun, exhaustive=exhaustive)
     findings: list[Finding] = []
     checks: list[str] = []
     configurations: int | None = None
@@ -116,3 +121,18 @@ def verify(plan: Plan, *, exhaustive: bool = False, full: bool = False) -> Verif
         configurations = confirmation.configurations
     seconds = time.monotonic() - begun
     return Verification(not findings, tuple(findings), tuple(checks), configurations, seconds, compared)
+
+
+def _verify_scenarios(plan: ScenarioPlan, begun: float, *, exhaustive: bool) -> Verification:
+    """A plan for several scenarios: the deployment in each, the whole, and every own optimum as a plan of its own."""
+    found, checks = judge_scenarios(plan)
+    findings, configurations = list(found), 0
+    for result in plan.scenarios:
+        own = verify(result.own, exhaustive=exhaustive)
+        findings += [Finding(f.rule, f"{result.name} alone: {f.sentence}") for f in own.findings]
+        configurations += own.configurations or 0
+    if exhaustive and not findings:
+        findings += confirm_joint(plan)
+    names = (*checks, "own plans", *(["exhaustive"] if exhaustive else []))
+    covered = configurations if exhaustive else None
+    return Verification(not findings, tuple(findings), names, covered, time.monotonic() - begun)

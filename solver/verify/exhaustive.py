@@ -189,6 +189,10 @@ class Enumeration:
             least = np.maximum(least, -(-self.num_sequences // slots))
         return least, most
 
+    def replica_range(self, pp: int, selection: Selection) -> tuple[Ints, Ints]:
+        """Fewest and most replicas of configurations with `pp` stages."""
+        return self._replicas(self.rows[pp], selection, selection.micro)
+
     def _prompts_fit(self, selection: Selection) -> Bools:
         prompts, slots = self.prompts[selection.prompts], self.batches[selection.batch] * selection.micro
         fits: Bools = prompts <= slots if self.problem.runs("decode") else prompts == slots
