@@ -78,22 +78,28 @@ def _scenarios(console: Console, plan: ScenarioPlan) -> None:
     name, parts = plan.problem.objective.name, sum(result.part for result in plan.scenarios)
     heading(console, "Scenarios", f"{name} of this deployment, and of the best one for the scenario alone")
     table = headed(
-        [("scenario", "l"), ("weight", "r"), ("in > out", "r"), ("at once", "r"), (name, "r"), ("alone", "r"),
-         ("regret", "r"), ("alone by", "w")]
+        [("scenario", "w"), ("weight", "r"), ("in > out", "r"), ("at once", "r"), (name, "r"), ("alone", "r"),
+         ("regret", "r")]
     )  # fmt: skip
     for result in plan.scenarios:
         table.add_row(
             "", result.name, f"{result.part / parts:.1%}", lengths(result.plan.problem.workload),
             f"{result.plan.metrics.active_sequences:,}", _value(name, result.natural), _value(name, result.own_natural),
-            f"{result.regret / plan.claim.scale:.2%}", result.own.strategy.label,
+            f"{result.regret / plan.claim.scale:.2%}",
         )  # fmt: skip
     console.print(table)
+    heading(console, "Alone", "what each scenario would have had")
+    alone = grid("l", "w")
+    for result in plan.scenarios:
+        label, gpus = result.own.strategy.label, result.own.metrics.gpus_used
+        alone.add_row("", result.name, f"{label} on {plural(gpus, 'GPU')}, {result.own.status}")
+    console.print(alone)
 
 
 def _limits(console: Console, plan: ScenarioPlan) -> None:
     heading(console, "In each scenario", "what the running engine adapts, times, memory of the fullest GPU")
     table = headed(
-        [("scenario", "l"), ("batch", "r"), ("prompts", "r"), ("TTFT", "r"), ("TPOT", "r"), ("latency", "r"),
+        [("scenario", "w"), ("batch", "r"), ("prompts", "r"), ("TTFT", "r"), ("TPOT", "r"), ("latency", "r"),
          ("tokens/s", "r"), ("memory", "r")]
     )  # fmt: skip
     for result in plan.scenarios:
