@@ -42,7 +42,7 @@ def deploy(gpus: int, *more: str) -> tuple[float, dict[str, object]]:
 
 def ask_peer(peer: str, gpus: int) -> float | None:
     """Seconds of the peer's command on the same question; None where it fails."""
-    command = [peer, "cli", "default", "--model", "deepseek-ai/DeepSeek-V3", "--system", "h200_sxm"]
+    command = [peer, "cli", "default", "--model-path", "deepseek-ai/DeepSeek-V3", "--system", "h200_sxm"]
     command += ["--total-gpus", str(gpus), "--isl", "4096", "--osl", "512", "--ttft", "2000", "--tpot", "50"]
     begun = time.perf_counter()
     run = subprocess.run(command, capture_output=True, text=True, check=False)

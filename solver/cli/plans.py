@@ -319,19 +319,25 @@ def _picture(form: str, plan: Plan) -> Iterable[str]:
 
 
 def schema(
-    document: Annotated[str, typer.Option(metavar="plan|deployment|front", help="Which document.")] = "plan",
+    document: Annotated[str, typer.Option(metavar="plan|deployment|front|scenarios", help="Which document.")] = "plan",
     out: Annotated[str | None, typer.Option(metavar="FILE", help="Write to this file instead of stdout.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """JSON Schema of the plan, deployment or front document."""
+    """JSON Schema of a document: plan, deployment, front, or scenarios."""
     check_out(out, force=force)
     import json
 
     from solver.deployment import DeploymentPlan
     from solver.front import Front
     from solver.plan import Plan
+    from solver.scenarioplan import ScenarioPlan
 
-    records: dict[str, type[Spec]] = {"plan": Plan, "deployment": DeploymentPlan, "front": Front}
+    records: dict[str, type[Spec]] = {
+        "plan": Plan,
+        "deployment": DeploymentPlan,
+        "front": Front,
+        "scenarios": ScenarioPlan,
+    }
     if document not in records:
         raise SpecError(f"--document {document[:60]!r}: give one of {', '.join(records)}")
     text = {
