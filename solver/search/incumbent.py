@@ -40,8 +40,9 @@ class Scores:
         bounds: Bounds,
         utopia: Utopia | None,
         admits: Callable[[Strategy, int], bool] | None = None,
+        waived: frozenset[str] = frozenset(),
     ) -> None:
-        self._admits = admits
+        self._admits, self._waived = admits, waived
         self.leaves, self.problem, self.domains, self.bounds = leaves, leaves.problem, domains, bounds
         self._utopia = utopia
         self._weights = utopia.weights(self.problem.objective.latency_weight) if utopia else (0, 0)
@@ -67,7 +68,7 @@ class Scores:
         return self.known[strategy]
 
     def _score(self, strategy: Strategy) -> int | None:
-        if violations(self.problem, strategy):
+        if any(violation.rule not in self._waived for violation in violations(self.problem, strategy)):
             return None
         bins = strategy.replicas * strategy.attn_dp * strategy.micro_batches
         load = strategy.batch * self._tokens[-1]

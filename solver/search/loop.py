@@ -97,15 +97,16 @@ class Loop:
         on_progress: Callable[[Progress], None],
         utopia: Utopia | None,
         beyond: Beyond | None = None,
+        waived: frozenset[str] = frozenset(),
     ) -> None:
-        self.beyond = beyond
+        self.beyond, self.waived = beyond, waived
         self.started = time.monotonic()
         self.problem, self.limits, self.on_progress, self.utopia = problem, limits, on_progress, utopia
         self.deadline = self.started + (limits.time_s if limits.time_s is not None else 10**9)
         self.leaves = Leaves(problem)
         self.cache = BlockCache(self.leaves)
         self.bounds = Bounds(problem)
-        self.outcome = Outcome("UNKNOWN", None, 0, domains_of(problem))
+        self.outcome = Outcome("UNKNOWN", None, 0, domains_of(problem, waived))
 
     def run(self) -> Outcome:
         """Solve; Ctrl-C and the time limit end it with the best plan so far and its true gap."""
@@ -131,7 +132,7 @@ class Loop:
         """Incumbent from closed-form scores."""
         begun = time.monotonic()
         admits = None if self.beyond is None else self.beyond.admits
-        scores = Scores(self.leaves, self.outcome.domains, self.bounds, self.utopia, admits)
+        scores = Scores(self.leaves, self.outcome.domains, self.bounds, self.utopia, admits, self.waived)
         strategy = find_incumbent(scores, shapes)
         if strategy is not None:
             self._keep(self._realise(strategy))

@@ -227,6 +227,22 @@ class Program:
             self.model.add(tie == result.value % scale)
         return replace(result, value=found or 0, bound=-(-(result.bound - scale + 1) // scale))
 
+    def solve_any(self, limits: SearchLimits) -> ProgramResult:
+        """Any solution at all; INFEASIBLE is a proof that there is none. Its value and bound say nothing."""
+        self._target = 0
+        self.model.clear_objective()
+        return self._run(limits, lambda _value, _bound: None)
+
+    def solve_memory(self, limits: SearchLimits) -> ProgramResult:
+        """Minimise the KiB of the fullest rank instead of the objective."""
+        peak = self.model.new_int_var(0, self.leaves.memory.capacity_kib, "peak_kib")
+        for held, given in self.stages.held:
+            constraint = self.model.add(peak >= held)
+            if given:
+                constraint.only_enforce_if(*given)
+        self._minimise(peak)
+        return self._run(limits, lambda _value, _bound: None)
+
     def solve_ties(self, limits: SearchLimits) -> ProgramResult:
         """After :meth:`solve` proved its optimum: minimise the rest of the tie-break with the objective held there."""
         result = ProgramResult("UNKNOWN", None, 0, 0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from solver.cost.metrics import Utopia
 from solver.plan import NoPlan, Plan
 from solver.search.assemble import assemble
-from solver.search.explain import reasons_for_none
+from solver.search.explain.reasons import reasons_for_none
 from solver.search.loop import Loop, Outcome, Progress
 from solver.search.program import SearchLimits
 from solver.search.ties import TieFinder
@@ -43,12 +43,12 @@ def search(problem: Problem, options: SearchOptions, on_progress: Callable[[Prog
             part = problem.model_copy(update={"objective": Objective(name=name)})
             outcome = Loop(part, _left(limits, started), on_progress, None).run()
             if outcome.status != "OPTIMAL" or outcome.best is None:
-                return _none(problem, outcome, started)
+                return _none(problem, outcome, started, limits)
             parts.append(outcome.best.value)
         utopia = Utopia(latency_ns=parts[0], inverse_efficiency_ns=parts[1])
     outcome = Loop(problem, _left(limits, started), on_progress, utopia).run()
     if outcome.best is None:
-        return _none(problem, outcome, started)
+        return _none(problem, outcome, started, limits)
     plan = assemble(problem, outcome, limits, utopia, time.monotonic() - started)
     if options.ties and plan.status == "OPTIMAL":
         finder = TieFinder(problem, utopia, on_progress)
@@ -62,9 +62,9 @@ def _left(limits: SearchLimits, started: float) -> SearchLimits:
     return SearchLimits(limits.workers, limits.seed, max(0.01, limits.time_s - (time.monotonic() - started)))
 
 
-def _none(problem: Problem, outcome: Outcome, started: float) -> NoPlan:
+def _none(problem: Problem, outcome: Outcome, started: float, limits: SearchLimits) -> NoPlan:
     if outcome.status == "INFEASIBLE":
-        reasons = reasons_for_none(problem, outcome.domains)
+        reasons = reasons_for_none(problem, _left(limits, started))
         return NoPlan(
             status="INFEASIBLE", reasons=reasons, problem_digest=problem.digest, wall_s=time.monotonic() - started
         )
