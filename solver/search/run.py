@@ -30,6 +30,8 @@ class SearchOptions:
     """Absent means until proved."""
     ties: int = 0
     """Look for so many strategies that the cost model cannot tell from the winner."""
+    reasons: bool = True
+    """Whether an infeasible problem is asked for its reasons (seconds)."""
 
 
 def search(problem: Problem, options: SearchOptions, on_progress: Callable[[Progress], None]) -> Plan | NoPlan:
@@ -43,12 +45,12 @@ def search(problem: Problem, options: SearchOptions, on_progress: Callable[[Prog
             part = problem.model_copy(update={"objective": Objective(name=name)})
             outcome = Loop(part, _left(limits, started), on_progress, None).run()
             if outcome.status != "OPTIMAL" or outcome.best is None:
-                return _none(problem, outcome, started, limits)
+                return _none(problem, outcome, started, options)
             parts.append(outcome.best.value)
         utopia = Utopia(latency_ns=parts[0], inverse_efficiency_ns=parts[1])
     outcome = Loop(problem, _left(limits, started), on_progress, utopia).run()
     if outcome.best is None:
-        return _none(problem, outcome, started, limits)
+        return _none(problem, outcome, started, options)
     plan = assemble(problem, outcome, limits, utopia, time.monotonic() - started)
     if options.ties and plan.status == "OPTIMAL":
         finder = TieFinder(problem, utopia, on_progress)
@@ -62,9 +64,10 @@ def _left(limits: SearchLimits, started: float) -> SearchLimits:
     return SearchLimits(limits.workers, limits.seed, max(0.01, limits.time_s - (time.monotonic() - started)))
 
 
-def _none(problem: Problem, outcome: Outcome, started: float, limits: SearchLimits) -> NoPlan:
+def _none(problem: Problem, outcome: Outcome, started: float, options: SearchOptions) -> NoPlan:
     if outcome.status == "INFEASIBLE":
-        reasons = reasons_for_none(problem, _left(limits, started))
+        limits = SearchLimits(options.workers or DEFAULT_WORKERS, options.seed, options.time_limit_s)
+        reasons = reasons_for_none(problem, _left(limits, started)) if options.reasons else ("not asked",)
         return NoPlan(
             status="INFEASIBLE", reasons=reasons, problem_digest=problem.digest, wall_s=time.monotonic() - started
         )

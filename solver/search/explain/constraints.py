@@ -219,7 +219,7 @@ def with_prompts(workload: Workload, longest: int) -> Workload:
         changes = {"isl_range": LengthRange(min=min(low, longest), max=min(high, longest))}
     else:
         changes = {"isl_list": tuple(min(length, longest) for length in workload.isl_list or ())}
-    return _changed(workload, changes)
+    return with_fields(workload, changes)
 
 
 def with_concurrency(workload: Workload, concurrency: int | None) -> Workload:
@@ -232,15 +232,15 @@ def with_concurrency(workload: Workload, concurrency: int | None) -> Workload:
         changes |= {"isl_list": None, "isl": workload.mean_isl}
     elif workload.isl_list is not None:
         changes["isl_list"] = workload.prompt_lengths[:concurrency]
-    return _changed(workload, changes)
+    return with_fields(workload, changes)
 
 
 def with_output(workload: Workload, osl: int) -> Workload:
     """The workload with another number of output tokens."""
-    return _changed(workload, {"osl": osl})
+    return with_fields(workload, {"osl": osl})
 
 
-def _changed(workload: Workload, changes: dict[str, object]) -> Workload:
+def with_fields(workload: Workload, changes: dict[str, object]) -> Workload:
     """A copy whose derived values are computed anew (a plain copy would keep those of the original)."""
     fields = {name: getattr(workload, name) for name in Workload.model_fields}
     return Workload.model_validate({**fields, **changes})

@@ -33,6 +33,8 @@ CONSTRAINT_OF_AXIS: dict[AxisName, tuple[str, ...]] = {
     "isl": ("prompt-length",),
 }
 """What an axis relaxes. The output length is no constraint: a shorter output helps some limits and hurts others."""
+DEPENDS_ON_OUTPUT = ("memory", "slo-tpot", "slo-request-latency")
+"""Constraints that the output length enters."""
 NEAREST_COUNTS = 64
 """How far from an exact number of GPUs other numbers are tried."""
 PROBES_OF_OUTPUT = 12
@@ -254,7 +256,20 @@ class Relaxer:
             longest = low - 1
 
     def _output(self, axis: Axis) -> Found:
-        """Probes between one token and the asked ones, longest first, then bisection."""
+        """A shorter output eases every limit but one: a TPOT, of which fewer tokens share the waiting for prefills."""
+        if self.problem.workload.slo.tpot is not None:
+            return self._output_by_probes(axis)
+        one = self.decider.ask_problem(axis.at(1), "outputs of one token")
+        if one.is_open:
+            return unknown("the time was over")
+        if one.plan is None:
+            return impossible("one token has no plan (proved), and without a limit on the TPOT fewer are never harder")
+        return self._bisect(axis.at, axis.asked, 1).because("found by bisection; fewer tokens are never harder")
+
+    def _output_by_probes(self, axis: Axis) -> Found:
+        """Lengths between one token and the asked ones, longest first, then bisection."""
+        if not self.members.intersection(DEPENDS_ON_OUTPUT):
+            return impossible("nothing in the set above depends on the output")
         tried = axis.asked
         for value in sorted({round(axis.asked ** (k / PROBES_OF_OUTPUT)) for k in range(PROBES_OF_OUTPUT)}, reverse=True):
             asked = self.decider.ask_problem(axis.at(value), f"outputs of {value} tokens")
