@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from solver.api import (
+        ExplainOptions,
         PlaceOptions,
         SolveOptions,
         calibrate,
         check,
         compare,
         evaluate,
+        explain,
         place,
         placement,
         predict,
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
         reference_problem,
         solve,
         verify,
+        verify_explanation,
+        what_if,
     )
     from solver.ask import Ask
     from solver.audit import AuditReport, Claims
@@ -39,12 +43,14 @@ if TYPE_CHECKING:
         UnknownArchitectureError,
     )
     from solver.expertmap import ExpertPlacement
+    from solver.explanation import Explanation, WhatIf
     from solver.export import Export, ExportOptions, bench_script, export
     from solver.plan import Comparison, Evaluation, GpuRecord, NoPlan, Plan
     from solver.specs.hardware import Cluster, Gpu
     from solver.specs.llm import Llm
     from solver.specs.placing import Placing
     from solver.specs.problem import Objective, Pins, Problem, Space
+    from solver.specs.vary import Vary
     from solver.specs.windows import LoadWindow, read_windows
     from solver.specs.workload import Slo, Workload
     from solver.strategy import Strategy, parse_label
@@ -59,6 +65,8 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "ExpertPlacement",
+    "ExplainOptions",
+    "Explanation",
     "Export",
     "ExportError",
     "ExportOptions",
@@ -85,13 +93,16 @@ __all__ = [
     "StrategyError",
     "UnitError",
     "UnknownArchitectureError",
+    "Vary",
     "Verification",
+    "WhatIf",
     "Workload",
     "bench_script",
     "calibrate",
     "check",
     "compare",
     "evaluate",
+    "explain",
     "export",
     "parse_label",
     "place",
@@ -102,16 +113,20 @@ __all__ = [
     "reference_problem",
     "solve",
     "verify",
+    "verify_explanation",
+    "what_if",
 ]
 
 _NAMES_OF_MODULE = {
     "solver.api": (
+        "ExplainOptions",
         "PlaceOptions",
         "SolveOptions",
         "calibrate",
         "check",
         "compare",
         "evaluate",
+        "explain",
         "place",
         "placement",
         "predict",
@@ -119,6 +134,8 @@ _NAMES_OF_MODULE = {
         "reference_problem",
         "solve",
         "verify",
+        "verify_explanation",
+        "what_if",
     ),
     "solver.ask": ("Ask",),
     "solver.audit": ("AuditReport", "Claims"),
@@ -134,6 +151,7 @@ _NAMES_OF_MODULE = {
         "UnitError",
         "UnknownArchitectureError",
     ),
+    "solver.explanation": ("Explanation", "WhatIf"),
     "solver.export": ("Export", "ExportOptions", "bench_script", "export"),
     "solver.plan": ("Comparison", "Evaluation", "GpuRecord", "NoPlan", "Plan"),
     "solver.expertmap": ("ExpertPlacement",),
@@ -141,6 +159,7 @@ _NAMES_OF_MODULE = {
     "solver.specs.llm": ("Llm",),
     "solver.specs.problem": ("Objective", "Pins", "Problem", "Space"),
     "solver.specs.placing": ("Placing",),
+    "solver.specs.vary": ("Vary",),
     "solver.specs.windows": ("LoadWindow", "read_windows"),
     "solver.specs.workload": ("Slo", "Workload"),
     "solver.strategy": ("Strategy", "parse_label"),

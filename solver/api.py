@@ -10,27 +10,34 @@ from solver.audit import AuditReport, Claims, proposed_strategy
 from solver.audit import audit as _audit
 from solver.errors import StrategyError
 from solver.expertmap import ExpertPlacement
+from solver.explanation import Explanation, WhatIf
 from solver.plan import Comparison, Evaluation, GpuRecord, NoPlan, Plan, expand
 from solver.specs import catalog
 from solver.specs.calibration import Calibration
 from solver.specs.measurements import Measurement, read_measurements, served_cluster
 from solver.specs.placing import Placing
 from solver.specs.problem import Objective, Pins, Problem
+from solver.specs.vary import Vary
 from solver.specs.windows import LoadWindow
 from solver.strategy import Strategy, parse_label
 from solver.verify import verify
+from solver.verify.explained import verify_explanation
 
 if TYPE_CHECKING:
     from solver.fitting.journey import CalibrationReport, Prediction
+    from solver.search.explain.journey import Watcher
     from solver.search.loop import Progress
+    from solver.search.run import SearchOptions
 
 __all__ = [
+    "ExplainOptions",
     "PlaceOptions",
     "SolveOptions",
     "calibrate",
     "check",
     "compare",
     "evaluate",
+    "explain",
     "place",
     "placement",
     "predict",
@@ -38,6 +45,8 @@ __all__ = [
     "reference_problem",
     "solve",
     "verify",
+    "verify_explanation",
+    "what_if",
 ]
 
 
@@ -55,6 +64,19 @@ class SolveOptions:
     is proved the next best by a solve of its own."""
     on_progress: Callable[[Progress], None] | None = None
     """Called with objective, bound, gap and elapsed time whenever they improve."""
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    """How hard :func:`explain` and :func:`what_if` look; what a limit leaves open is reported as open."""
+
+    workers: int | None = None
+    """Threads of CP-SAT; absent means 1."""
+    seed: int = 0
+    time_limit_s: float | None = None
+    """Seconds for all questions together; absent means until proved."""
+    on_question: Callable[[str], None] | None = None
+    """Called with a few words before every problem that is solved on the way."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +117,51 @@ def solve(problem: Problem | None = None, options: SolveOptions | None = None) -
     return search(problem or reference_problem(), how, options.on_progress or (lambda _progress: None))
 
 
-def place(
-    windows: Sequence[LoadWindow], placing: Placing, options: PlaceOptions | None = None
-) -> ExpertPlacement:
+def explain(
+    problem: Problem | None = None, why_not: Strategy | str | None = None, options: ExplainOptions | None = None
+) -> Explanation:
+    """Why a problem has no plan; where it has one, why a strategy that the caller names is not it.
+
+    Infeasible: a minimal set of named constraints that excludes every plan, the plan that comes nearest, and the least
+    change on every axis that alone makes a plan possible; each step is a proof, or is reported as open.
+
+    Parameters
+    ----------
+    problem : of the reference deployment when none is given
+    why_not : a complete strategy, a label (its knobs are set to the best), or decisions ``"attn_tp=4,pp=2"``
+
+    Raises
+    ------
+    StrategyError, SpecError
+        `why_not` names no strategy.
+    """
+    from solver.search.explain.journey import run_explain
+
+    return run_explain(problem or reference_problem(), why_not, *_how(options or ExplainOptions()))
+
+
+def what_if(problem: Problem, vary: Vary, options: ExplainOptions | None = None) -> WhatIf:
+    """Breakpoints of the optimum along one parameter: intervals on which the winner's degrees stay the same.
+
+    Raises
+    ------
+    SpecError
+        A value of the parameter contradicts the problem.
+    """
+    from solver.search.explain.breakpoints import run_what_if
+
+    return run_what_if(problem, vary, *_how(options or ExplainOptions()))
+
+
+def _how(options: ExplainOptions) -> tuple[SearchOptions, Watcher]:
+    from solver.search.explain.journey import Watcher
+    from solver.search.run import SearchOptions
+
+    how = SearchOptions(options.workers, options.seed, options.time_limit_s)
+    return how, Watcher(options.on_question or (lambda _words: None), lambda _progress: None)
+
+
+def place(windows: Sequence[LoadWindow], placing: Placing, options: PlaceOptions | None = None) -> ExpertPlacement:
     """Place expert replicas on ranks from measured loads; the independent judge has passed what is returned.
 
     Raises

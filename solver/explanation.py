@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
@@ -17,7 +18,7 @@ MAX_EXPLANATION_BYTES = 256 * 2**20
 AxisName = Literal["gpus", "memory", "ttft", "tpot", "request_latency", "concurrency", "isl", "osl"]
 """What may give: the GPUs, the memory of each, a limit, the demand."""
 RelaxationStatus = Literal["PROVED", "IMPOSSIBLE", "OPEN"]
-"""PROVED: the least change; IMPOSSIBLE: proved that no value helps; OPEN: the time was over, or a search is no proof."""
+"""PROVED: the least change; IMPOSSIBLE: proved that no value helps; OPEN: not decided (the argument says why)."""
 
 
 class Demand(Spec):
@@ -153,6 +154,11 @@ class Explanation(Spec):
         return f"Explanation({self.status})"
 
     __str__ = __repr__
+
+
+def is_explanation(text: str) -> bool:
+    """Whether a JSON document says that it is an explanation: its first key does, as it is written."""
+    return re.match(r'\s*\{\s*"kind"\s*:\s*"explanation"', text) is not None
 
 
 class Probe(Spec):

@@ -14,7 +14,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "units"}),
     frozenset({"specs"}),
     frozenset({"engines", "strategy", "degrees"}),
-    frozenset({"certificate", "plan", "expertmap"}),
+    frozenset({"certificate", "plan", "expertmap", "explanation"}),
     frozenset({"silicon"}),
     frozenset({"cost"}),
     frozenset({"search", "place", "verify", "audit", "fitting", "importer"}),
@@ -29,6 +29,7 @@ NEIGHBOURS = frozenset(
         ("strategy", "engines"),
         ("degrees", "engines"),
         ("plan", "certificate"),
+        ("explanation", "plan"),
         ("units", "errors"),
         ("search", "place"),
     }
@@ -129,6 +130,7 @@ def test_the_judge_knows_nothing_of_the_search() -> None:
     for path in MODULES:
         if room_of(path) in (
             "verify", "audit", "cost", "specs", "strategy", "degrees", "plan", "certificate", "expertmap",
+            "explanation",
         ):  # fmt: skip
             assert not rooms_imported(path) & {"search", "place"}, path
 

@@ -76,12 +76,31 @@ def write_out(path: str, pieces: Iterable[str], *, force: bool) -> None:
         for piece in pieces:
             sys.stdout.write(piece)
         return
+    _replace(path, (piece.encode() for piece in pieces), force=force)
+
+
+def write_bytes(path: str, content: bytes, *, force: bool) -> None:
+    """Write bytes to a file (or to stdout), whole or not at all, as :func:`write_out` does with text.
+
+    Raises
+    ------
+    OutputError
+        As :func:`check_out`, or the disk refuses.
+    """
+    if path == STANDARD:
+        sys.stdout.buffer.write(content)
+        return
+    _replace(path, (content,), force=force)
+
+
+def _replace(path: str, pieces: Iterable[bytes], *, force: bool) -> None:
+    """A temporary file in the same folder takes the file's place at the end."""
     check_out(path, force=force)
     target = Path(path).resolve()
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
     try:
         try:
-            with open(temporary, "x", encoding="utf-8", newline="\n") as file:
+            with open(temporary, "xb") as file:
                 file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())

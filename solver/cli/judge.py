@@ -8,7 +8,7 @@ import typer
 
 from solver.cli.files import STANDARD, read_text
 from solver.cli.options import asks
-from solver.cli.plans import Json, one_strategy, read_plan
+from solver.cli.plans import Json, one_strategy
 from solver.errors import SpecError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON instead.")] = False,
 ) -> None:
-    """Judge a plan, or an expert placement, without the solver: every rule, metric and claim again.
+    """Judge a plan, an expert placement or an explanation without the solver: every rule, metric and claim again.
 
     Exit codes: 0 confirmed, 2 no plan document, 4 the judge convicts it.
     """
@@ -141,6 +141,7 @@ def verify(
     from dataclasses import asdict
 
     from solver import api
+    from solver.plan import MAX_PLAN_BYTES, Plan
     from solver.report.terminal import terminal
     from solver.report.verdict import show_verdict
 
@@ -148,7 +149,11 @@ def verify(
         from solver.cli.place import MAX_DOCUMENT_BYTES, verify_map
 
         verify_map(read_text(plan, MAX_DOCUMENT_BYTES), plan, loads or [], current, as_json=as_json)
-    document = read_plan(plan)
+    from solver.cli.explain import verify_if_explanation
+
+    text = read_text(plan, MAX_PLAN_BYTES)
+    verify_if_explanation(text, plan, as_json=as_json)
+    document = Plan.parse(text, "stdin" if plan == STANDARD else plan)
     verdict = api.verify(document, exhaustive=exhaustive)
     if as_json:
         typer.echo(json.dumps(asdict(verdict), indent=2))

@@ -229,8 +229,8 @@ class Program:
 
     def solve_any(self, limits: SearchLimits) -> ProgramResult:
         """Any solution at all; INFEASIBLE is a proof that there is none. Its value and bound say nothing."""
-        self._target = 0
-        self.model.clear_objective()
+        self._target: Expr = 0
+        self.model.clear_objective()  # type: ignore[no-untyped-call]
         return self._run(limits, lambda _value, _bound: None)
 
     def solve_memory(self, limits: SearchLimits) -> ProgramResult:

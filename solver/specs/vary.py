@@ -65,7 +65,8 @@ class Vary(Spec):
         least, most = LEAST.get(self.parameter, 1), MOST.get(self.parameter, 2**40)
         if not least <= self.first < self.last <= most:
             raise ValueError(
-                f"{self.parameter} from {self.first} to {self.last} {self.unit.name}: give {least} <= from < to <= {most}"
+                f"{self.parameter} from {self.first} to {self.last} {self.unit.name}: give {least} <= from < to <= "
+                f"{most}"
             )
         return self
 
@@ -97,7 +98,9 @@ def _value(unit: Unit, option: str, text: str) -> int:
     if unit.parse is not None:
         base = unit.parse(text)
         if base % unit.scale:
-            raise SpecError(f"{option} {shown(text)}: the step of this parameter is 1 {unit.name}; give a whole number of it")
+            raise SpecError(
+                f"{option} {shown(text)}: the step of this parameter is 1 {unit.name}; give a whole number of it"
+            )
         return base // unit.scale
     digits = text.strip()
     if not digits.isascii() or not digits.isdigit() or len(digits) > 12:

@@ -67,22 +67,15 @@ def _attempt(problem: Problem, needs: Needs, gives: tuple[str, ...]) -> Attempt:
         if limit is not None
     ]
     capacity, gpus, budget = Leaves(problem).memory.capacity_kib, needs.strategy.gpus, problem.gpu_budget
+    fits = needs.memory_kib <= capacity
+    counted = gpus == budget if problem.gpus_exact is not None else gpus <= budget
     limits += [
-        Excess(
-            name="memory", unit="KiB per GPU", asked=capacity, needed=needs.memory_kib, kept=needs.memory_kib <= capacity
-        ),
-        Excess(
-            name="GPUs", unit="GPUs", asked=budget, needed=gpus,
-            kept=gpus == budget if problem.gpus_exact is not None else gpus <= budget,
-        ),
-    ]  # fmt: skip
-    if workload.concurrency is not None:
-        slots = needs.strategy.slots
-        limits.append(
-            Excess(
-                name="slots", unit="sequences", asked=workload.concurrency, needed=slots, kept=slots >= workload.concurrency
-            )
-        )
+        Excess(name="memory", unit="KiB per GPU", asked=capacity, needed=needs.memory_kib, kept=fits),
+        Excess(name="GPUs", unit="GPUs", asked=budget, needed=gpus, kept=counted),
+    ]
+    wanted, slots = workload.concurrency, needs.strategy.slots
+    if wanted is not None:
+        limits.append(Excess(name="slots", unit="sequences", asked=wanted, needed=slots, kept=slots >= wanted))
     for name, asked, served in (
         ("prompt", workload.longest_isl, needs.longest_isl),
         ("output", workload.osl, needs.osl),

@@ -77,12 +77,10 @@ def with_gpus(problem: Problem, gpus: int) -> Problem:
 
     The cluster grows only when it must, by whole nodes and scale-up domains; then all of it may be used.
     """
-    if gpus <= problem.cluster.num_gpus:
-        most = {"gpus_exact": gpus} if problem.gpus_exact is not None else {"gpus_at_most": gpus}
-        return problem.model_copy(update=most)
-    cluster = sized(problem.cluster, gpus)
-    most = {"gpus_exact": gpus} if problem.gpus_exact is not None else {"gpus_at_most": None}
-    return problem.model_copy(update={**most, "cluster": cluster})
+    grown = problem.cluster if gpus <= problem.cluster.num_gpus else sized(problem.cluster, gpus)
+    exactly = gpus if problem.gpus_exact is not None else None
+    most = gpus if exactly is None and grown is problem.cluster else None
+    return problem.model_copy(update={"cluster": grown, "gpus_exact": exactly, "gpus_at_most": most})
 
 
 def _slo_at(problem: Problem, name: AxisName) -> Callable[[int], Problem]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from solver.cost.metrics import NATURAL_UNITS
@@ -18,12 +20,12 @@ from solver.specs.vary import Vary
 from solver.strategy import Strategy
 
 NESTED = (
-    "between two solved values with the same winner it is the winner of every value: {name} only decides which strategies "
-    "are allowed, so the smaller choice holds it and the larger one has none better"
+    "between two solved values with the same winner it is the winner of every value: {name} only decides which "
+    "strategies are allowed, so the smaller choice holds it and the larger one has none better"
 )
 SAMPLED = (
-    "between two solved values with the same winner no other is assumed in between: {name} changes what strategies cost, "
-    "and a winner that comes and goes unseen is not excluded"
+    "between two solved values with the same winner no other is assumed in between: {name} changes what strategies "
+    "cost, and a winner that comes and goes unseen is not excluded"
 )
 
 
@@ -63,7 +65,7 @@ class Sweep:
             for index in self._starts():
                 self._solve(index)
             known = sorted(self.solved)
-            for low, high in zip(known, known[1:], strict=False):
+            for low, high in itertools.pairwise(known):
                 self._bisect(low, high)
         except KeyboardInterrupt:
             self.interrupted = True
@@ -71,14 +73,15 @@ class Sweep:
         order = sorted(self.solved)
         winners = [self.solved[index].winner for index in order]
         narrow = all(
-            high - low == 1 or winners[i] == winners[i + 1]
-            for i, (low, high) in enumerate(zip(order, order[1:], strict=False))
+            high - low == 1 or winners[i] == winners[i + 1] for i, (low, high) in enumerate(itertools.pairwise(order))
         )
         whole = len(order) >= 2 and order[0] == 0 and order[-1] == len(self.parameter.values) - 1
         words = NESTED if self.parameter.is_nested else SAMPLED
         remarks = [words.format(name=self.vary.parameter)]
         if self.interrupted or not (narrow and whole):
-            remarks.append("the time limit or an interrupt ended the sweep: some breakpoints are not narrowed to one step")
+            remarks.append(
+                "the time limit or an interrupt ended the sweep: some breakpoints are not narrowed to one step"
+            )
         values = self.parameter.values
         return WhatIf(
             parameter=self.vary.parameter, unit=self.vary.unit.name, step=self.vary.step,
@@ -98,7 +101,7 @@ class Sweep:
             wanted = [low * (high / low) ** (k / (points - 1)) for k in range(points)]
         else:
             wanted = [low + (high - low) * k / (points - 1) for k in range(points)]
-        positions = {min(range(len(values)), key=lambda i, w=value: abs(values[i] - w)) for value in wanted}  # type: ignore[misc]
+        positions = {min(bisect_left(values, value), len(values) - 1) for value in wanted}
         return sorted({0, len(values) - 1, *positions})
 
     def _solve(self, index: int) -> Solved | None:
@@ -120,10 +123,10 @@ class Sweep:
             gpus=None if plan is None else plan.metrics.gpus_used,
             objective=None if plan is None else plan.objective.value,
             wall_s=round(time.monotonic() - begun, 4),
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
         self.solved[index] = Solved(probe, strategy)
-        if not self.clock.ends and not self.solved[index].is_proved:
-            self.interrupted = True  # without a limit only Ctrl-C leaves a solve open
+        if not self.solved[index].is_proved and not self.clock.is_over:
+            self.interrupted = True  # before its time only Ctrl-C leaves a solve open
         return self.solved[index]
 
     def _bisect(self, low: int, high: int) -> None:
@@ -148,7 +151,7 @@ class Sweep:
     def _interval(self, group: list[int]) -> Interval:
         first, last = self.solved[group[0]].probe, self.solved[group[-1]].probe
         statuses = {self.solved[index].probe.status for index in group}
-        proved = all(self._is_sure(low, high) for low, high in zip(group, group[1:], strict=False))
+        proved = all(self._is_sure(low, high) for low, high in itertools.pairwise(group))
         return Interval(
             first=first.value, last=last.value, signature=first.signature,
             status=first.status if len(statuses) == 1 else "FEASIBLE",

@@ -175,9 +175,7 @@ def _hardware(problem: Problem) -> Iterator[Constraint]:
     gpus, gpu = problem.gpus_exact or problem.gpus_at_most, problem.cluster.gpu
     if gpus is not None:
         words = f"exactly {gpus} GPUs (--gpus-exact)" if problem.gpus_exact else f"at most {gpus} GPUs (--gpus)"
-        yield Constraint(
-            "gpu-count", words, lambda case: case.replaced(gpus_exact=None, gpus_at_most=None)
-        )
+        yield Constraint("gpu-count", words, lambda case: case.replaced(gpus_exact=None, gpus_at_most=None))
     yield Constraint(
         "cluster-size",
         f"{problem.cluster.num_gpus} GPUs in the cluster",

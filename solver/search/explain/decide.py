@@ -39,6 +39,8 @@ class AnyPlan(Loop):
         # Every objective has the same plans; the latency needs no utopia values, and its bounds order the heuristic.
         problem = case.problem.model_copy(update={"objective": Objective(name="latency")})
         super().__init__(problem, limits, lambda _progress: None, None, waived=case.waived)
+        self.is_stuck = False
+        """Whether the placement blocks could not be closed within their own limits."""
 
     def _prove(self) -> None:
         outcome = self.outcome
@@ -55,17 +57,17 @@ class AnyPlan(Loop):
             realised = self._realise(result.strategy)
             self._keep(realised)
             if outcome.best is None and not self._cut(realised):
+                self.is_stuck = True
                 break
         outcome.status = "FEASIBLE" if outcome.best is not None else "UNKNOWN"
 
 
 @dataclass
 class Clock:
-    """When everything must end, and how long one question may take."""
+    """When everything must end."""
 
     limits: SearchLimits
     """Workers, seed, and the seconds for all questions together (None: as long as it takes)."""
-    each_s: float | None = None
     begun: float = field(default_factory=time.monotonic)
 
     @property
@@ -78,15 +80,10 @@ class Clock:
         """Whether no question may be asked any more."""
         return self.left_s is not None and self.left_s <= 0
 
-    @property
-    def ends(self) -> bool:
-        """Whether any limit can end a question."""
-        return self.limits.time_s is not None or self.each_s is not None
-
     def next(self) -> SearchLimits:
         """Limits of the next question."""
-        known = [seconds for seconds in (self.left_s, self.each_s) if seconds is not None]
-        return replace(self.limits, time_s=max(0.01, min(known)) if known else None)
+        left = self.left_s
+        return self.limits if left is None else replace(self.limits, time_s=max(0.01, left))
 
 
 class Decider:
@@ -107,17 +104,18 @@ class Decider:
             return Verdict(None, proved=False)
         self.on_question(words)
         self.asked += 1
-        outcome: Outcome = AnyPlan(case, self.clock.next()).run()
-        self.note(outcome)
+        loop = AnyPlan(case, self.clock.next())
+        outcome: Outcome = loop.run()
+        self.note(outcome, stuck=loop.is_stuck)
         verdict = Verdict(outcome.best, proved=outcome.best is not None or outcome.status == "INFEASIBLE")
         if not verdict.is_open:
             self._known[key] = verdict
         return verdict
 
-    def note(self, outcome: Outcome) -> None:
-        """Ctrl-C ends everything; the solver may take it for itself and then just stops before its time."""
-        stopped = outcome.status in ("UNKNOWN", "FEASIBLE") and outcome.best is None and not self.clock.ends
-        self.interrupted = self.interrupted or outcome.interrupted or stopped
+    def note(self, outcome: Outcome, *, stuck: bool = False) -> None:
+        """Ctrl-C ends everything. The solver may take it for itself: then a question stays open before its time."""
+        early = outcome.status == "UNKNOWN" and not self.clock.is_over and not stuck
+        self.interrupted = self.interrupted or outcome.interrupted or early
 
     def ask_problem(self, problem: Problem, words: str = "") -> Verdict:
         """Whether a problem has a plan."""

@@ -49,7 +49,9 @@ class Journey:
         why_not: WhyNot | None = None
         if isinstance(winner, Plan) and named is not None:
             why_not = Against(self.decider, winner, self.solve).explain(named)
-        remarks = () if named is not None else ("there is a plan: name a strategy (--why-not) to hear why it is not it",)
+        remarks = (
+            () if named is not None else ("there is a plan: name a strategy (--why-not) to hear why it is not it",)
+        )
         plan = winner if isinstance(winner, Plan) else None
         proved = plan is not None and plan.status == "OPTIMAL"
         settled = why_not is None or (
@@ -68,7 +70,9 @@ class Journey:
         self.solved += 1
         self.watcher.on_question("the best plan")
         left = self.decider.clock.next().time_s
-        return search(problem, replace(self.options, time_limit_s=left, ties=0, reasons=False), self.watcher.on_progress)
+        return search(
+            problem, replace(self.options, time_limit_s=left, ties=0, reasons=False), self.watcher.on_progress
+        )
 
     # --- infeasible -------------------------------------------------------------------------------------------------
 
@@ -119,7 +123,7 @@ class Journey:
         return Relaxation(
             axis=axis.name, unit=axis.unit, step=axis.step, asked=axis.asked, status=status, value=found.value,
             excluded=found.excluded, argument=found.argument, plan=plan,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
 
     @property
     def _is_over(self) -> bool:

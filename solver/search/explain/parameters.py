@@ -19,6 +19,7 @@ from solver.search.explain.constraints import (
 from solver.specs.hardware import Cluster
 from solver.specs.problem import Problem
 from solver.specs.vary import Vary
+from solver.specs.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ def parameter_of(problem: Problem, vary: Vary) -> Parameter:
         changed = found.at(value)
         Problem.read({name: getattr(changed, name) for name in Problem.model_fields}, f"{vary.parameter} = {value}")
     if len(found.values) < 2:
-        raise SpecError(f"--vary {vary.parameter}: no cluster of this hardware lies between {vary.first} and {vary.last}")
+        raise SpecError(
+            f"--vary {vary.parameter}: no cluster of this hardware lies between {vary.first} and {vary.last}"
+        )
     return found
 
 
@@ -62,7 +65,9 @@ def _parameter(problem: Problem, vary: Vary) -> Parameter:
     if name in ("ttft", "tpot", "latency"):
         slo = "request_latency" if name == "latency" else name
         return Parameter(
-            values, lambda v: problem.model_copy(update={"workload": with_slo(workload, slo, v * scale)}), is_nested=True
+            values,
+            lambda v: problem.model_copy(update={"workload": with_slo(workload, slo, v * scale)}),
+            is_nested=True,
         )
     if name in ("bandwidth", "scale-up-bandwidth", "scale-out-bandwidth"):
         return Parameter(
@@ -72,7 +77,7 @@ def _parameter(problem: Problem, vary: Vary) -> Parameter:
         )
     if name == "concurrency" and workload.isl_list is not None and vary.last > len(workload.isl_list):
         raise SpecError(f"--vary concurrency --to {vary.last}: the workload lists {len(workload.isl_list)} prompts")
-    changes = {
+    changes: dict[str, Callable[[int], Workload]] = {
         "concurrency": lambda v: with_concurrency(workload, v),
         "isl": lambda v: with_fields(workload, {"isl": v, "isl_range": None, "isl_list": None}),
         "osl": lambda v: with_output(workload, v),
@@ -95,9 +100,7 @@ def _with_bandwidth(
     cluster: Cluster, name: Literal["bandwidth", "scale-up-bandwidth", "scale-out-bandwidth"], bytes_per_s: int
 ) -> Cluster:
     if name == "bandwidth":
-        return cluster.model_copy(
-            update={"gpu": cluster.gpu.model_copy(update={"memory_bandwidth": bytes_per_s})}
-        )
+        return cluster.model_copy(update={"gpu": cluster.gpu.model_copy(update={"memory_bandwidth": bytes_per_s})})
     index = 0 if name == "scale-up-bandwidth" else len(cluster.levels) - 1
     levels = list(cluster.levels)
     levels[index] = levels[index].model_copy(update={"bandwidth": bytes_per_s})

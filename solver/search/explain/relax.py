@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
-from solver.explanation import AxisName, Relaxation
+from solver.explanation import AxisName
 from solver.search.explain.axes import MEMORY_STEP_BYTES, Axis
 from solver.search.explain.constraints import (
     UNLIMITED_GPUS,
@@ -136,8 +136,8 @@ class Relaxer:
         found = self._bisect(lambda index: axis.at(sizes[index]), 0, len(sizes) - 1)
         return replace(
             found.because(
-                "clusters grow by whole nodes and scale-up domains; the size before has no plan (proved), and a plan of a "
-            "smaller cluster would be a plan of it"
+                "clusters grow by whole nodes and scale-up domains; the size before has no plan (proved), and a plan "
+                "of a smaller cluster would be a plan of it"
             ),
             value=None if found.value is None else sizes[found.value],
             excluded=None if found.excluded is None else sizes[found.excluded],
@@ -155,7 +155,9 @@ class Relaxer:
                 asked = self.decider.ask_problem(axis.at(count), f"exactly {count} GPUs")
                 nearer = axis.asked + (distance - 1 if count > axis.asked else 1 - distance)
                 if asked.plan is not None:
-                    return Found(count, nearer, "the nearest number that can be used exactly: every nearer one has none")
+                    return Found(
+                        count, nearer, "the nearest number that can be used exactly: every nearer one has none"
+                    )
                 if asked.is_open:
                     return unknown("the time was over")
         return unknown(f"no number of GPUs within {NEAREST_COUNTS} of {axis.asked} can be used exactly (proved)")
@@ -169,7 +171,11 @@ class Relaxer:
         if top.plan is None or self.decider.clock.is_over:
             return unknown("the time was over")
         self.decider.asked += 1
-        bound_kib, least = LeastMemory(Case(axis.at(UNLIMITED_MEMORY_BYTES)), self.decider.clock.next()).least()
+        try:
+            bound_kib, least = LeastMemory(Case(axis.at(UNLIMITED_MEMORY_BYTES)), self.decider.clock.next()).least()
+        except KeyboardInterrupt:
+            self.decider.interrupted = True
+            return unknown("it was interrupted")
         reached = [plan for plan in (top.plan, least) if plan is not None]
         high = min(self._steps(axis, _kib(plan)) for plan in reached)
         low = min(high, self._steps(axis, bound_kib)) - 1  # one step below what every strategy needs
@@ -199,7 +205,9 @@ class Relaxer:
             return unknown("the time was over")
         if outcome.status != "OPTIMAL":
             return unknown(
-                f"not proved: no plan is below {outcome.bound} ns", outcome.best.value, max(axis.asked, outcome.bound - 1)
+                f"not proved: no plan is below {outcome.bound} ns",
+                outcome.best.value,
+                max(axis.asked, outcome.bound - 1),
             )
         return Found(outcome.best.value, outcome.best.value - 1, "it was minimised: proved optimal")
 
@@ -271,7 +279,9 @@ class Relaxer:
         if not self.members.intersection(DEPENDS_ON_OUTPUT):
             return impossible("nothing in the set above depends on the output")
         tried = axis.asked
-        for value in sorted({round(axis.asked ** (k / PROBES_OF_OUTPUT)) for k in range(PROBES_OF_OUTPUT)}, reverse=True):
+        for value in sorted(
+            {round(axis.asked ** (k / PROBES_OF_OUTPUT)) for k in range(PROBES_OF_OUTPUT)}, reverse=True
+        ):
             asked = self.decider.ask_problem(axis.at(value), f"outputs of {value} tokens")
             if asked.is_open:
                 return unknown("the time was over", None, tried)

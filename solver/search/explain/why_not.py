@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from solver.errors import StrategyError
 from solver.explanation import Demand, Term, WhyNot
-from solver.plan import NoPlan, Plan
+from solver.plan import NoPlan, ObjectiveClaim, Plan
 from solver.search.explain.conflict import Shrinker
 from solver.search.explain.constraints import constraints_of
 from solver.search.explain.decide import Decider
 from solver.search.explain.reasons import summary
 from solver.specs.problem import Pins, Problem
 from solver.strategy import Strategy, Violation, canonical_mesh, parse_label, violations
+from solver.units import short_ns
 
 DEGREES = ("attn_tp", "attn_dp", "moe_tp", "moe_ep", "pp", "replicas")
-DEPENDS_ON_KNOBS = frozenset({"concurrency", "mesh-order", "engine-mesh", "engine-phases", "packing", "pin", "tp-domain"})
+DEPENDS_ON_KNOBS = frozenset(
+    {"concurrency", "mesh-order", "engine-mesh", "engine-phases", "packing", "pin", "tp-domain"}
+)
 """Rules that other knobs (batch, mesh order, dispatch) may keep where plain ones break them."""
 
 
@@ -100,7 +102,9 @@ class Against:
         )
         if not broken:
             return WhyNot(
-                asked=named.text, verdict="excluded", sentence="these decisions contradict one another: no strategy has them"
+                asked=named.text,
+                verdict="excluded",
+                sentence="these decisions contradict one another: no strategy has them",
             )
         meaning = summary(len(broken), is_minimal=conflict.is_minimal)
         words = " and ".join(demand.sentence for demand in broken)
@@ -120,22 +124,26 @@ class Against:
         elif mine == best:
             verdict = "ties"
             sentence = (
-                f"it ties with {self.winner.strategy.full_label} and loses the tie-break: fewer GPUs, then fewer stages, "
-                "then the smaller degrees"
+                f"it ties with {self.winner.strategy.full_label} and loses the tie-break: fewer GPUs, then fewer "
+                "stages, then the smaller degrees"
             )
         elif answer.status != "OPTIMAL":
-            verdict, sentence = "open", f"its best knobs are not proved; so far its {claim.name} is {claim.value:g}"
+            verdict, sentence = "open", f"its best knobs are not proved; so far its {claim.name} is {_natural(claim)}"
         else:
             worse = abs(claim.value / self.winner.objective.value - 1) if self.winner.objective.value else 0.0
             verdict = "loses"
             sentence = (
-                f"with its best knobs (proved) its {claim.name} is {claim.value:,.6g} {claim.unit}, {worse:.2%} worse than "
+                f"with its best knobs (proved) its {claim.name} is {_natural(claim)}, {worse:.2%} worse than "
                 f"{self.winner.strategy.full_label}"
             )
             largest = max(terms, key=lambda term: term.named - term.winner, default=None)
             if largest is not None and largest.named > largest.winner:
                 sentence += f"; most of it is {largest.name}"
-        return WhyNot(asked=named.text, verdict=verdict, sentence=sentence, terms=terms, named=answer)  # type: ignore[arg-type]
+        return WhyNot(asked=named.text, verdict=verdict, sentence=sentence, terms=terms, named=answer)
+
+
+def _natural(claim: ObjectiveClaim) -> str:
+    return short_ns(claim.value) if claim.unit == "ns" else f"{claim.value:,.6g} {claim.unit}"
 
 
 @dataclass(frozen=True)
