@@ -68,18 +68,18 @@ def _members(console: Console, explanation: Explanation) -> None:
 
 def _relaxations(console: Console, relaxations: tuple[Relaxation, ...]) -> None:
     heading(console, "Relaxations", "the least change of one number, everything else as asked")
-    table = headed(
-        [("axis", "l"), ("asked", "r"), ("enough", "r"), ("not enough", "r"), ("", "l"), ("plan there", "w")]
-    )
+    table = headed([("axis", "l"), ("asked", "r"), ("enough", "r"), ("not enough", "r"), ("", "l")])
+    words = {"PROVED": "proved", "IMPOSSIBLE": "no value helps", "OPEN": "open"}
     for r in relaxations:
-        words = {"PROVED": "proved", "IMPOSSIBLE": "no value helps", "OPEN": "open"}[r.status]
-        plan = "" if r.plan is None else f"{r.plan.strategy.full_label} on {r.plan.metrics.gpus_used} GPUs"
-        table.add_row(
-            "", NAME_OF_AXIS[r.axis], quantity(r.asked, r.unit), *(
-                "" if value is None else quantity(value, r.unit) for value in (r.value, r.excluded)
-            ), words, plan or r.argument,
-        )  # fmt: skip
+        found = ["" if value is None else quantity(value, r.unit) for value in (r.value, r.excluded)]
+        table.add_row("", NAME_OF_AXIS[r.axis], quantity(r.asked, r.unit), *found, words[r.status])
     console.print(table)
+    of_argument: dict[str, list[str]] = {}
+    for r in relaxations:
+        plan = "" if r.plan is None else f"{r.plan.strategy.full_label} on {r.plan.metrics.gpus_used} GPUs; "
+        of_argument.setdefault(f"{plan}{r.argument}", []).append(NAME_OF_AXIS[r.axis])
+    console.print()
+    bullets(console, [f"{', '.join(names)}: {argument}" for argument, names in of_argument.items()])
 
 
 def quantity(value: int, unit: str) -> str:
@@ -117,7 +117,7 @@ def _why_not(console: Console, why: WhyNot) -> None:
     if why.terms:
         unit = why.terms[0].unit
         heading(console, "Terms", f"of the objective ({unit}); they add up to it")
-        table = headed([("term", "l"), ("winner", "r"), ("named", "r"), ("difference", "r")])
+        table = headed([("term", "w"), ("winner", "r"), ("named", "r"), ("difference", "r")])
         for term in sorted(why.terms, key=lambda t: t.winner - t.named):
             table.add_row("", term.name, *(_ns(v) for v in (term.winner, term.named, term.named - term.winner)))
         total = [sum(term.winner for term in why.terms), sum(term.named for term in why.terms)]

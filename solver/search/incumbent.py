@@ -108,6 +108,17 @@ def find_incumbent(scores: Scores, shapes: list[tuple[int, int, int, int]]) -> S
     return best
 
 
+def first_feasible(scores: Scores, shapes: list[tuple[int, int, int, int]], most: int) -> Strategy | None:
+    """The first strategy that fits and keeps the limits among the `most` with the lowest bounds."""
+    for s, batch, prefill_batch in _promising(scores, shapes):
+        for strategy in _starts(scores, shapes[s], batch, prefill_batch):
+            if scores.value(strategy) is not None:
+                return strategy
+        if len(scores.known) > most:
+            break
+    return None
+
+
 def _promising(scores: Scores, shapes: list[tuple[int, int, int, int]]) -> Iterator[tuple[int, int, int]]:
     """(shape, batch, prefill batch) in the order of their lower bounds, those that meet the TPOT limit in one stage."""
     decode, prefill = scores.cells(shapes)

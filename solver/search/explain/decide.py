@@ -7,10 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from solver.search.explain.constraints import Case
+from solver.search.incumbent import Scores, first_feasible
 from solver.search.loop import MAX_TURNS, Loop, Outcome
 from solver.search.program import SearchLimits
 from solver.search.realise import Realised
 from solver.specs.problem import Objective, Problem
+
+MOST_SCORED = 60
+"""Strategies that are scored before the program is asked: a plan that is easy to find is found so."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,13 @@ class AnyPlan(Loop):
         super().__init__(problem, limits, lambda _progress: None, None, waived=case.waived)
         self.is_stuck = False
         """Whether the placement blocks could not be closed within their own limits."""
+
+    def _start(self, shapes: list[tuple[int, int, int, int]]) -> None:
+        """A plan by luck: a few strategies scored, none improved."""
+        scores = Scores(self.leaves, self.outcome.domains, self.bounds, None, None, self.waived)
+        strategy = first_feasible(scores, shapes, MOST_SCORED)
+        if strategy is not None:
+            self._keep(self._realise(strategy))
 
     def _prove(self) -> None:
         outcome = self.outcome

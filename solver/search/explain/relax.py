@@ -130,14 +130,15 @@ class Relaxer:
     def _between_clusters(self, axis: Axis, low: int, high: int) -> Found:
         """Bisection over the sizes that a cluster of this hardware may have."""
         cluster = self.problem.cluster
+        domain = cluster.scale_up_gpus
         sizes = [low]
         while sizes[-1] < high:
             sizes.append(allowed_size(cluster, sizes[-1] + 1))
         found = self._bisect(lambda index: axis.at(sizes[index]), 0, len(sizes) - 1)
         return replace(
             found.because(
-                "clusters grow by whole nodes and scale-up domains; the size before has no plan (proved), and a plan "
-                "of a smaller cluster would be a plan of it"
+                f"clusters grow by nodes of {cluster.gpus_per_node} GPUs and scale-up domains of {domain}; the size "
+                "before has no plan (proved), and a plan of a smaller cluster would be a plan of it"
             ),
             value=None if found.value is None else sizes[found.value],
             excluded=None if found.excluded is None else sizes[found.excluded],
