@@ -87,7 +87,7 @@ PROBLEMS: dict[str, dict[str, object]] = {
     "depth beyond the space": {**DENSE, "cluster": "h200x32", "gpus_exact": 32, "fix": ("attn_tp=1", "replicas=1")},
     "memory and TPOT": {**SMALL, "cluster": "l40sx2", "isl": 30000, "concurrency": "16", "slo_tpot": "40 ms"},
     "memory, TTFT and engine": {
-        **MOE, "cluster": "l40sx4", "isl": 16000, "concurrency": "64", "slo_ttft": "2 s", "engine": "vllm",
+        **MOE, "cluster": "l40sx2", "isl": 16000, "concurrency": "64", "slo_ttft": "1 s", "engine": "vllm",
     },
 }  # fmt: skip
 

@@ -32,14 +32,16 @@ class SearchOptions:
     """Look for so many strategies that the cost model cannot tell from the winner."""
     reasons: bool = True
     """Whether an infeasible problem is asked for its reasons (seconds)."""
+    utopia: Utopia | None = None
+    """Utopia values of the objective ``weighted``, where they are those of a larger problem; absent: of this one."""
 
 
 def search(problem: Problem, options: SearchOptions, on_progress: Callable[[Progress], None]) -> Plan | NoPlan:
     """Find and prove the best plan of a problem."""
     started = time.monotonic()
     limits = SearchLimits(options.workers or DEFAULT_WORKERS, options.seed, options.time_limit_s)
-    utopia: Utopia | None = None
-    if problem.objective.name == "weighted":
+    utopia = options.utopia
+    if problem.objective.name == "weighted" and utopia is None:
         parts = []
         for name in ("latency", "efficiency"):
             part = problem.model_copy(update={"objective": Objective(name=name)})

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from solver.cost.metrics import Utopia
 from solver.explanation import Attempt, Explanation, Member, Relaxation, WhyNot
 from solver.plan import NoPlan, Plan
 from solver.search.explain.attempt import Corrector, nearest, realised_attempt
@@ -65,14 +66,13 @@ class Journey:
             remarks=remarks if plan is not None else ("the time was over before a plan was found or excluded",),
         )
 
-    def solve(self, problem: Problem) -> Plan | NoPlan:
-        """The best plan of a problem in the time that is left."""
+    def solve(self, problem: Problem, utopia: Utopia | None = None) -> Plan | NoPlan:
+        """The best plan of a problem in the time that is left; `utopia` as in :class:`SearchOptions`."""
         self.solved += 1
         self.watcher.on_question("the best plan")
         left = self.decider.clock.next().time_s
-        return search(
-            problem, replace(self.options, time_limit_s=left, ties=0, reasons=False), self.watcher.on_progress
-        )
+        options = replace(self.options, time_limit_s=left, ties=0, reasons=False, utopia=utopia)
+        return search(problem, options, self.watcher.on_progress)
 
     # --- infeasible -------------------------------------------------------------------------------------------------
 

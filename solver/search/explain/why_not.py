@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from solver.cost.metrics import Utopia
 from solver.explanation import Demand, Term, WhyNot
 from solver.plan import NoPlan, ObjectiveClaim, Plan
 from solver.search.explain.conflict import Shrinker
@@ -15,6 +16,8 @@ from solver.specs.problem import Pins, Problem
 from solver.strategy import Strategy, Violation, canonical_mesh, parse_label, violations
 from solver.units import short_ns
 
+Solve = Callable[[Problem, Utopia | None], Plan | NoPlan]
+"""The best plan of a problem, with given utopia values where its objective is ``weighted``."""
 DEGREES = ("attn_tp", "attn_dp", "moe_tp", "moe_ep", "pp", "replicas")
 DEPENDS_ON_KNOBS = frozenset(
     {"concurrency", "mesh-order", "engine-mesh", "engine-phases", "packing", "pin", "tp-domain"}
@@ -54,7 +57,7 @@ def named_decisions(problem: Problem, named: Strategy | str) -> Named:
 class Against:
     """One named strategy against the winner."""
 
-    def __init__(self, decider: Decider, winner: Plan, solve: Callable[[Problem], Plan | NoPlan]) -> None:
+    def __init__(self, decider: Decider, winner: Plan, solve: Solve) -> None:
         self.decider, self.winner, self.solve, self.problem = decider, winner, solve, winner.problem
 
     def explain(self, strategy: Strategy | str) -> WhyNot:
@@ -67,7 +70,9 @@ class Against:
             return WhyNot(asked=named.text, verdict="rule", sentence=f"it breaks a rule: {rule}", broken=(demand,))
         pins = Pins(**{**self.problem.pins.given(), **named.pins})
         pinned = self.problem.model_copy(update={"pins": pins})
-        answer = self.solve(pinned)
+        known = self.winner.certificate.utopia  # of the whole space, so that both objectives have the same weights
+        utopia = None if known is None else Utopia(known.latency_ns, known.inverse_efficiency_ns)
+        answer = self.solve(pinned, utopia)
         if isinstance(answer, Plan):
             return self._compared(named, answer)
         if answer.status == "UNKNOWN":
