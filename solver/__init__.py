@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from solver.api import (
+        ExplainOptions,
         ParetoOptions,
         PlaceOptions,
         SolveOptions,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         compare,
         deploy,
         evaluate,
+        explain,
         pareto,
         place,
         placement,
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
         solve_scenarios,
         verify,
         verify_deployment,
+        verify_explanation,
         verify_front,
+        what_if,
     )
     from solver.ask import Ask
     from solver.audit import AuditReport, Claims
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
     )
     from solver.expansion import GpuRecord
     from solver.expertmap import ExpertPlacement
+    from solver.explanation import Explanation, WhatIf
     from solver.export import Export, ExportOptions, bench_script, export
     from solver.front import Front, FrontPoint
     from solver.plan import Comparison, Evaluation, NoPlan, Plan
@@ -59,6 +64,7 @@ if TYPE_CHECKING:
     from solver.specs.problem import Objective, Pins, Problem, Space
     from solver.specs.scenarios import Reduction, Scenario, Scenarios, read_scenarios
     from solver.specs.traces import LengthTrace, read_trace, scenarios_of_trace
+    from solver.specs.vary import Vary
     from solver.specs.windows import LoadWindow, read_windows
     from solver.specs.workload import Slo, Workload
     from solver.strategy import Strategy, parse_label
@@ -79,6 +85,8 @@ __all__ = [
     "EngineError",
     "Evaluation",
     "ExpertPlacement",
+    "ExplainOptions",
+    "Explanation",
     "Export",
     "ExportError",
     "ExportOptions",
@@ -117,7 +125,9 @@ __all__ = [
     "Swept",
     "UnitError",
     "UnknownArchitectureError",
+    "Vary",
     "Verification",
+    "WhatIf",
     "Workload",
     "bench_script",
     "calibrate",
@@ -126,6 +136,7 @@ __all__ = [
     "deploy",
     "evaluate",
     "expand_deployment",
+    "explain",
     "export",
     "pareto",
     "parse_label",
@@ -143,12 +154,15 @@ __all__ = [
     "sweep",
     "verify",
     "verify_deployment",
+    "verify_explanation",
     "verify_front",
+    "what_if",
 ]
 
 _NAMES_OF_MODULE = {
     "solver.api": (
         "ParetoOptions",
+        "ExplainOptions",
         "PlaceOptions",
         "SolveOptions",
         "calibrate",
@@ -157,6 +171,7 @@ _NAMES_OF_MODULE = {
         "deploy",
         "evaluate",
         "pareto",
+        "explain",
         "place",
         "placement",
         "predict",
@@ -167,6 +182,8 @@ _NAMES_OF_MODULE = {
         "verify",
         "verify_deployment",
         "verify_front",
+        "verify_explanation",
+        "what_if",
     ),
     "solver.deployment": ("DeploymentPlan", "expand_deployment"),
     "solver.specs.deploying": ("Deploying",),
@@ -185,6 +202,7 @@ _NAMES_OF_MODULE = {
         "UnitError",
         "UnknownArchitectureError",
     ),
+    "solver.explanation": ("Explanation", "WhatIf"),
     "solver.export": ("Export", "ExportOptions", "bench_script", "export"),
     "solver.front": ("Front", "FrontPoint"),
     "solver.expansion": ("GpuRecord",),
@@ -197,6 +215,7 @@ _NAMES_OF_MODULE = {
     "solver.scenarioplan": ("ScenarioPlan",),
     "solver.specs.scenarios": ("Reduction", "Scenario", "Scenarios", "read_scenarios"),
     "solver.specs.traces": ("LengthTrace", "read_trace", "scenarios_of_trace"),
+    "solver.specs.vary": ("Vary",),
     "solver.specs.windows": ("LoadWindow", "read_windows"),
     "solver.specs.workload": ("Slo", "Workload"),
     "solver.strategy": ("Strategy", "parse_label"),

@@ -13,6 +13,7 @@ from solver.deployment import DeploymentPlan
 from solver.errors import PlanError, SpecError, StrategyError
 from solver.expansion import GpuRecord, expand
 from solver.expertmap import ExpertPlacement
+from solver.explanation import Explanation, WhatIf
 from solver.front import Front, metric_pair
 from solver.plan import Comparison, Evaluation, NoPlan, Plan
 from solver.scenarioplan import ScenarioPlan
@@ -23,18 +24,23 @@ from solver.specs.measurements import Measurement, read_measurements, served_clu
 from solver.specs.placing import Placing
 from solver.specs.problem import Objective, ObjectiveName, Pins, Problem
 from solver.specs.scenarios import Over, Scenarios
+from solver.specs.vary import Vary
 from solver.specs.windows import LoadWindow
 from solver.strategy import Strategy, parse_label
 from solver.verify import verify
 from solver.verify.deployment import verify_deployment
+from solver.verify.explained import verify_explanation
 from solver.verify.front import verify_front
 
 if TYPE_CHECKING:
     from solver.fitting.journey import CalibrationReport, Prediction
+    from solver.search.explain.journey import Watcher
     from solver.search.front import FrontProgress
     from solver.search.loop import Progress
+    from solver.search.run import SearchOptions
 
 __all__ = [
+    "ExplainOptions",
     "ParetoOptions",
     "PlaceOptions",
     "SolveOptions",
@@ -43,6 +49,7 @@ __all__ = [
     "compare",
     "deploy",
     "evaluate",
+    "explain",
     "pareto",
     "place",
     "placement",
@@ -53,7 +60,9 @@ __all__ = [
     "solve_scenarios",
     "verify",
     "verify_deployment",
+    "verify_explanation",
     "verify_front",
+    "what_if",
 ]
 
 
@@ -73,6 +82,19 @@ class SolveOptions:
     """Rank so many plans of other degrees, each with its best knobs and placement, proved the next best."""
     on_progress: Callable[[Progress], None] | None = None
     """Called with objective, bound, gap and elapsed time whenever they improve."""
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    """How hard :func:`explain` and :func:`what_if` look; what a limit leaves open is reported as open."""
+
+    workers: int | None = None
+    """Threads of CP-SAT; absent means 1."""
+    seed: int = 0
+    time_limit_s: float | None = None
+    """Seconds for all questions together; absent means until proved."""
+    on_question: Callable[[str], None] | None = None
+    """Called with a few words before every problem that is solved on the way."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +255,50 @@ def solve_scenarios(
     how = SearchOptions(options.workers, options.seed, options.time_limit_s)
     asked = Asked(problem, scenarios, over, scenarios.problems(problem))
     return search_scenarios(asked, how, options.on_progress or (lambda _progress: None))
+
+
+def explain(
+    problem: Problem | None = None, why_not: Strategy | str | None = None, options: ExplainOptions | None = None
+) -> Explanation:
+    """Why a problem has no plan; where it has one, why a strategy that the caller names is not it.
+
+    Infeasible: a minimal set of named constraints that excludes every plan, the plan that comes nearest, and the least
+    change on every axis that alone makes a plan possible; each step is a proof, or is reported as open.
+
+    Parameters
+    ----------
+    problem : of the reference deployment when none is given
+    why_not : a complete strategy, a label (its knobs are set to the best), or decisions ``"attn_tp=4,pp=2"``
+
+    Raises
+    ------
+    StrategyError, SpecError
+        `why_not` names no strategy.
+    """
+    from solver.search.explain.journey import run_explain
+
+    return run_explain(problem or reference_problem(), why_not, *_how(options or ExplainOptions()))
+
+
+def what_if(problem: Problem, vary: Vary, options: ExplainOptions | None = None) -> WhatIf:
+    """Breakpoints of the optimum along one parameter: intervals on which the winner's degrees stay the same.
+
+    Raises
+    ------
+    SpecError
+        A value of the parameter contradicts the problem.
+    """
+    from solver.search.explain.breakpoints import run_what_if
+
+    return run_what_if(problem, vary, *_how(options or ExplainOptions()))
+
+
+def _how(options: ExplainOptions) -> tuple[SearchOptions, Watcher]:
+    from solver.search.explain.journey import Watcher
+    from solver.search.run import SearchOptions
+
+    how = SearchOptions(options.workers, options.seed, options.time_limit_s)
+    return how, Watcher(options.on_question or (lambda _words: None), lambda _progress: None)
 
 
 def place(windows: Sequence[LoadWindow], placing: Placing, options: PlaceOptions | None = None) -> ExpertPlacement:

@@ -87,8 +87,11 @@ def divisors(value: int) -> list[int]:
     return sorted({*small, *(value // d for d in small)})
 
 
-def domains_of(problem: Problem) -> Domains:
-    """The space of a problem after its unary rules, engine profile and pins."""
+def domains_of(problem: Problem, waived: frozenset[str] = frozenset()) -> Domains:
+    """The space of a problem after its unary rules, engine profile and pins.
+
+    A rule that is `waived` is not asked of powers of two nor of a pinned value (what-would-be questions of the search).
+    """
     rejections: list[Rejection] = []
     pins = problem.pins
 
@@ -98,7 +101,9 @@ def domains_of(problem: Problem) -> Domains:
         pinned = getattr(pins, name)
         kept = []
         for value in sorted({*candidates, *([pinned] if pinned is not None else [])}):
-            violation = next(why_not(problem, value), None) if why_not else None
+            broken = why_not(problem, value) if why_not else iter(())
+            excused = waived if value == pinned or value & (value - 1) == 0 else frozenset()
+            violation = next((v for v in broken if v.rule not in excused), None)
             if violation is None and pinned is not None and value != pinned:
                 violation = Violation("pin", f"{name} = {value}, but the caller fixed {pinned}")
             if violation is None:
@@ -113,7 +118,8 @@ def domains_of(problem: Problem) -> Domains:
     attn_tp = keep("attn_tp", sweep, attn_tp_violations)
     moe_tp = keep("moe_tp", width, moe_tp_violations)
     moe_ep = keep("moe_ep", _moe_ep_candidates(problem), moe_ep_violations)
-    if any(dtype_violations(problem)) or any(speculation_violations(problem)):
+    refused = (*dtype_violations(problem), *speculation_violations(problem))
+    if any(violation.rule not in waived for violation in refused):
         attn_tp = ()
     stages = range(1, min(llm.num_layers, space.max_pp, budget) + 1)
     pp = keep("pp", stages if space.name == "all" else [v for v in grid(stages[-1]) if v in stages], _stage_violations)

@@ -15,7 +15,19 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"workers"}),
     frozenset({"specs"}),
     frozenset({"engines", "packing", "strategy", "degrees"}),
-    frozenset({"certificate", "plan", "expertmap", "deployment", "expansion", "front", "scenarioplan", "swept"}),
+    frozenset(
+        {
+            "certificate",
+            "plan",
+            "expertmap",
+            "deployment",
+            "expansion",
+            "explanation",
+            "front",
+            "scenarioplan",
+            "swept",
+        }
+    ),
     frozenset({"silicon"}),
     frozenset({"cost"}),
     frozenset({"search", "place", "verify", "audit", "fitting", "importer"}),
@@ -42,6 +54,7 @@ NEIGHBOURS = frozenset(
         ("front", "plan"),
         ("scenarioplan", "plan"),
         ("scenarioplan", "certificate"),
+        ("explanation", "plan"),
         ("units", "errors"),
         ("search", "place"),
     }
@@ -146,6 +159,7 @@ def test_the_judge_knows_nothing_of_the_search() -> None:
             "verify", "audit", "cost", "specs", "strategy", "degrees", "plan", "certificate", "expertmap",
             "deployment",
             "scenarioplan",
+            "explanation",
         ):  # fmt: skip
             assert not rooms_imported(path) & {"search", "place", "deploy"}, path
 

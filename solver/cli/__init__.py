@@ -18,6 +18,7 @@ import typer
 from solver.cli.calibrate import calibrate
 from solver.cli.catalog import catalog_app
 from solver.cli.deploy import bench_script, export, report
+from solver.cli.explain import explain, what_if
 from solver.cli.judge import check, verify
 from solver.cli.pareto import pareto
 from solver.cli.place import place
@@ -51,6 +52,8 @@ app.command()(deploy)
 app.command()(pareto)
 app.command("solve-scenarios")(solve_scenarios)
 app.command()(evaluate)
+app.command()(explain)
+app.command("what-if")(what_if)
 app.command()(check)
 app.command()(verify)
 app.command()(placement)

@@ -81,7 +81,7 @@ def write_out(path: str, pieces: Iterable[str], *, force: bool) -> None:
 
 
 def write_bytes(path: str, pieces: Iterable[bytes], *, force: bool) -> None:
-    """The same for bytes, and for files only."""
+    """The same for bytes."""
     write_binary(path, lambda file: file.writelines(pieces), force=force)
 
 
@@ -93,6 +93,9 @@ def write_binary(path: str, write: Callable[[BinaryIO], None], *, force: bool) -
     OutputError
         As :func:`check_out`, or the disk refuses.
     """
+    if path == STANDARD:
+        write(sys.stdout.buffer)
+        return
     check_out(path, force=force)
     try:
         from solver.specs.files import have_written

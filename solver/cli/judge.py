@@ -136,7 +136,7 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON instead.")] = False,
 ) -> None:
-    """Judge a plan, deployment, Pareto front or expert placement without the solver: every rule and claim again.
+    """Judge a plan, deployment, front, explanation or expert placement without the solver: every rule and claim again.
 
     Exit codes: 0 confirmed, 2 no plan document, 4 the judge convicts it.
     """
@@ -154,7 +154,10 @@ def verify(
         from solver.cli.place import MAX_DOCUMENT_BYTES, verify_map
 
         verify_map(read_text(plan, MAX_DOCUMENT_BYTES), plan, loads or [], current, as_json=as_json)
+    from solver.cli.explain import verify_if_explanation
+
     text = read_text(plan, MAX_PLAN_BYTES)
+    verify_if_explanation(text, plan, as_json=as_json)
     if is_front(text):
         raise typer.Exit(verify_front(text, plan, exhaustive=exhaustive, as_json=as_json))
     verify_scenarios(plan, text, exhaustive=exhaustive, as_json=as_json)

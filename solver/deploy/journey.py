@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from solver.degrees import domains_of
 from solver.deploy.assemble import assemble_deployment
 from solver.deploy.run import DeployOutcome, deploy_search
 from solver.deployment import ROLES, DeploymentPlan, pool_problem
 from solver.errors import SpecError
 from solver.plan import NoPlan
-from solver.search.explain import reasons_for_none
+from solver.search.explain.reasons import reasons_for_none
 from solver.search.loop import Progress
-from solver.search.run import SearchOptions
+from solver.search.program import SearchLimits
+from solver.search.run import DEFAULT_WORKERS, SearchOptions
 from solver.specs.deploying import NHZ, Deploying
 from solver.specs.problem import Problem
 
@@ -66,13 +66,14 @@ def _reasons(
     problems: Sequence[Problem], asked: Deploying, outcome: DeployOutcome, options: SearchOptions
 ) -> Iterator[str]:
     """Why no mix does: pools that nothing can fill, or a demand beyond the clusters."""
+    limits = SearchLimits(options.workers or DEFAULT_WORKERS, options.seed, options.time_limit_s)
     possible = {(size.site, size.role) for size, known in outcome.known.items() if known.bound > 0}
     for mode in asked.modes:
         for role in ROLES[mode]:
             for site, problem in enumerate(problems):
                 if (site, role) not in possible:
                     pool = pool_problem(problem, role)
-                    for sentence in reasons_for_none(pool, domains_of(pool)):
+                    for sentence in reasons_for_none(pool, limits):
                         yield f"{mode}, {role} instances on {problem.cluster.name}: {sentence}"
     if asked.request_rate is not None:
         most = Deploying(mode=asked.mode, max_shapes=asked.max_shapes)

@@ -150,3 +150,26 @@ def watch_front(*, silent: bool) -> Iterator[Callable[[FrontProgress], None]]:
         return
     with Live(line, console=console, refresh_per_second=REFRESH_PER_SECOND, transient=True, redirect_stdout=False):
         yield report
+
+
+@contextmanager
+def asking(*, silent: bool) -> Iterator[Callable[[str], None]]:
+    """A function to say which question is being answered; a live line on a terminal, else an occasional one."""
+    if silent:
+        yield lambda _words: None
+        return
+    console = terminal(err=True)
+    begun = last = time.monotonic()
+    if console.is_terminal:
+        with console.status("") as status:
+            yield lambda words: status.update(f"{words}, {time.monotonic() - begun:.1f} s")
+        return
+
+    def report(words: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= PIPED_SECONDS:
+            last = now
+            print(f"{words}, {now - begun:.1f} s", file=console.file, flush=True)
+
+    yield report

@@ -16,7 +16,7 @@ from solver.cost.limits import limited
 from solver.cost.metrics import natural_value, objective_value
 from solver.front import Front, FrontGap, FrontPoint, FrontStatus, FrontStep, gaps_between, metric_pair
 from solver.search.assemble import assemble
-from solver.search.explain import reasons_for_none
+from solver.search.explain.reasons import reasons_for_none
 from solver.search.loop import Loop, Outcome
 from solver.search.program import SearchLimits
 from solver.search.shared import Shared
@@ -244,7 +244,7 @@ class FrontSearch:
             points=tuple(self.points),
             least_second=self.least_second,
             ended=ended if status in ("PARTIAL", "UNKNOWN") else "",
-            reasons=() if self._excluded is None else reasons_for_none(self.problem, self._excluded.domains),
+            reasons=() if self._excluded is None else reasons_for_none(self.problem, self.options.limits),
             problem=self.problem,
             problem_digest=self.problem.digest,
             steps=tuple(self.steps),

@@ -43,8 +43,9 @@ class Scores:
         bounds: Bounds,
         utopia: Utopia | None,
         admits: Callable[[Strategy, int], bool] | None = None,
+        waived: frozenset[str] = frozenset(),
     ) -> None:
-        self._admits, self._limits = admits, limits_of(leaves.problem)
+        self._admits, self._limits, self._waived = admits, limits_of(leaves.problem), waived
         self.leaves, self.problem, self.domains, self.bounds = leaves, leaves.problem, domains, bounds
         self._utopia = utopia
         self._weights = utopia.weights(self.problem.objective.latency_weight) if utopia else (0, 0)
@@ -95,7 +96,7 @@ class Scores:
 
     def _figures(self, strategy: Strategy) -> Figures | None:
         """Metrics with the blocks at their bounds and even stages; None where a rule or the memory forbids it."""
-        if violations(self._rules, strategy):
+        if any(violation.rule not in self._waived for violation in violations(self._rules, strategy)):
             return None
         bins = strategy.replicas * strategy.attn_dp * strategy.micro_batches
         load = strategy.batch * self._tokens[-1]
@@ -133,6 +134,17 @@ def find_incumbent(scores: Scores, shapes: list[tuple[int, int, int, int]]) -> S
         if best is not None and (scores.value(best) or 0) <= NEAR_ENOUGH * scores.root:
             break
     return best
+
+
+def first_feasible(scores: Scores, shapes: list[tuple[int, int, int, int]], most: int) -> Strategy | None:
+    """The first strategy that fits and keeps the limits among the `most` with the lowest bounds."""
+    for s, batch, prefill_batch in _promising(scores, shapes):
+        for strategy in _starts(scores, shapes[s], batch, prefill_batch):
+            if scores.value(strategy) is not None:
+                return strategy
+        if len(scores.known) > most:
+            break
+    return None
 
 
 def _promising(scores: Scores, shapes: list[tuple[int, int, int, int]]) -> Iterator[tuple[int, int, int]]:

@@ -101,15 +101,16 @@ class Loop:
         utopia: Utopia | None,
         beyond: Beyond | None = None,
         known: Known | None = None,
+        waived: frozenset[str] = frozenset(),
     ) -> None:
-        self.beyond, self.known = beyond, known
+        self.beyond, self.known, self.waived = beyond, known, waived
         self.started = time.monotonic()
         self.problem, self.limits, self.on_progress, self.utopia = problem, limits, on_progress, utopia
         self.deadline = self.started + (limits.time_s if limits.time_s is not None else 10**9)
         self.leaves = Leaves(problem) if known is None else known.leaves
         self.cache = BlockCache(self.leaves) if known is None else known.cache
         self.bounds = Bounds(problem) if known is None else known.bounds
-        self.outcome = Outcome("UNKNOWN", None, 0 if known is None else known.at_least, domains_of(problem))
+        self.outcome = Outcome("UNKNOWN", None, 0 if known is None else known.at_least, domains_of(problem, waived))
 
     def run(self) -> Outcome:
         """Solve; Ctrl-C and the time limit end it with the best plan so far and its true gap."""
@@ -135,7 +136,7 @@ class Loop:
         """Incumbent from closed-form scores."""
         begun = time.monotonic()
         admits = None if self.beyond is None else self.beyond.admits
-        scores = Scores(self.leaves, self.outcome.domains, self.bounds, self.utopia, admits)
+        scores = Scores(self.leaves, self.outcome.domains, self.bounds, self.utopia, admits, self.waived)
         scores.share(self.known)
         strategy = find_incumbent(scores, shapes)
         if strategy is not None:
@@ -178,7 +179,7 @@ class Loop:
         """A first plan where the closed forms found none: without one CP-SAT may improve by single ns for minutes."""
         program = self._program()
         begun = time.monotonic()
-        strategy = program.first(self._limits())
+        strategy = program.solve_any(self._limits()).strategy
         self.outcome.program_s += time.monotonic() - begun
         if strategy is not None:
             self._keep(self.realise(strategy))

@@ -262,10 +262,6 @@ class Program:
         """SHA-256 of the model's text form."""
         return hashlib.sha256(str(self.model.proto).encode()).hexdigest()
 
-    def first(self, limits: SearchLimits) -> Strategy | None:
-        """Any strategy that satisfies the program, without looking for a good one."""
-        return self._run(limits, lambda _value, _bound: None, first_only=True).strategy
-
     def solve(self, limits: SearchLimits, progress: Callable[[int | None, int], None]) -> ProgramResult:
         """Minimise the objective and, in the same number, as much of the tie-break as stays below 2^53."""
         parts = self.degrees.tie_parts()
@@ -283,6 +279,22 @@ class Program:
         if result.status == "OPTIMAL" and folded:
             self.model.add(tie == result.value % scale)
         return replace(result, value=found or 0, bound=-(-(result.bound - scale + 1) // scale))
+
+    def solve_any(self, limits: SearchLimits) -> ProgramResult:
+        """Any solution at all; INFEASIBLE is a proof that there is none. Its value and bound say nothing."""
+        self._target: Expr = 0
+        self.model.clear_objective()  # type: ignore[no-untyped-call]
+        return self._run(limits, lambda _value, _bound: None)
+
+    def solve_memory(self, limits: SearchLimits) -> ProgramResult:
+        """Minimise the KiB of the fullest rank instead of the objective."""
+        peak = self.model.new_int_var(0, self.leaves.memory.capacity_kib, "peak_kib")
+        for held, given in self.stages.held:
+            constraint = self.model.add(peak >= held)
+            if given:
+                constraint.only_enforce_if(*given)
+        self._minimise(peak)
+        return self._run(limits, lambda _value, _bound: None)
 
     def solve_ties(self, limits: SearchLimits) -> ProgramResult:
         """After :meth:`solve` proved its optimum: minimise the rest of the tie-break with the objective held there."""
@@ -308,11 +320,8 @@ class Program:
         """Keep the objective at its proved optimum."""
         self.model.add(self.objective <= value)
 
-    def _run(
-        self, limits: SearchLimits, progress: Callable[[int | None, int], None], *, first_only: bool = False
-    ) -> ProgramResult:
-        target = 0 if first_only else self._target
-        found = minimise(self.model, target, limits, progress, first_only=first_only)
+    def _run(self, limits: SearchLimits, progress: Callable[[int | None, int], None]) -> ProgramResult:
+        found = minimise(self.model, self._target, limits, progress)
         strategy = None if found.solver is None else self.degrees.strategy(found.solver)
         return ProgramResult(found.status, strategy, found.value, found.bound)
 
@@ -328,14 +337,9 @@ class Minimum:
 
 
 def minimise(
-    model: cp_model.CpModel,
-    target: Expr,
-    limits: SearchLimits,
-    progress: Callable[[int | None, int], None],
-    *,
-    first_only: bool = False,
+    model: cp_model.CpModel, target: Expr, limits: SearchLimits, progress: Callable[[int | None, int], None]
 ) -> Minimum:
-    """One CP-SAT call on a model whose objective is `target`; any solution will do with `first_only`."""
+    """One CP-SAT call on a model whose objective is `target`."""
     solver = cp_model.CpSolver()
     parameters = solver.parameters
     parameters.num_workers = limits.workers
@@ -344,7 +348,6 @@ def minimise(
     parameters.absolute_gap_limit = 0.0
     parameters.max_presolve_iterations = 1
     parameters.linearization_level = 0
-    parameters.stop_after_first_solution = first_only
     if limits.time_s is not None:
         parameters.max_time_in_seconds = max(0.01, limits.time_s)
     solver.best_bound_callback = lambda bound: progress(None, int(bound))

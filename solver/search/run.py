@@ -10,7 +10,7 @@ from solver.cost.metrics import Utopia
 from solver.plan import NoPlan, Plan
 from solver.search.alternatives import Ranking
 from solver.search.assemble import assemble
-from solver.search.explain import reasons_for_none
+from solver.search.explain.reasons import reasons_for_none
 from solver.search.loop import Loop, Outcome, Progress
 from solver.search.program import SearchLimits
 from solver.search.ties import TieFinder
@@ -33,25 +33,29 @@ class SearchOptions:
     """Look for so many strategies that the cost model cannot tell from the winner."""
     alternatives: int = 0
     """Rank so many plans of other degrees than the winner's."""
+    reasons: bool = True
+    """Whether an infeasible problem is asked for its reasons (seconds)."""
+    utopia: Utopia | None = None
+    """Utopia values of the objective ``weighted``, where they are those of a larger problem; absent: of this one."""
 
 
 def search(problem: Problem, options: SearchOptions, on_progress: Callable[[Progress], None]) -> Plan | NoPlan:
     """Find and prove the best plan of a problem."""
     started = time.monotonic()
     limits = SearchLimits(options.workers or DEFAULT_WORKERS, options.seed, options.time_limit_s)
-    utopia: Utopia | None = None
-    if problem.objective.name == "weighted":
+    utopia = options.utopia
+    if problem.objective.name == "weighted" and utopia is None:
         parts = []
         for name in ("latency", "efficiency"):
             part = problem.model_copy(update={"objective": Objective(name=name)})
             outcome = Loop(part, _left(limits, started), on_progress, None).run()
             if outcome.status != "OPTIMAL" or outcome.best is None:
-                return _none(problem, outcome, started)
+                return _none(problem, outcome, started, options)
             parts.append(outcome.best.value)
         utopia = Utopia(latency_ns=parts[0], inverse_efficiency_ns=parts[1])
     outcome = Loop(problem, _left(limits, started), on_progress, utopia).run()
     if outcome.best is None:
-        return _none(problem, outcome, started)
+        return _none(problem, outcome, started, options)
     plan = assemble(problem, outcome, limits, utopia, time.monotonic() - started)
     if options.ties and plan.status == "OPTIMAL":
         finder = TieFinder(problem, utopia, on_progress)
@@ -69,9 +73,10 @@ def _left(limits: SearchLimits, started: float) -> SearchLimits:
     return SearchLimits(limits.workers, limits.seed, max(0.01, limits.time_s - (time.monotonic() - started)))
 
 
-def _none(problem: Problem, outcome: Outcome, started: float) -> NoPlan:
+def _none(problem: Problem, outcome: Outcome, started: float, options: SearchOptions) -> NoPlan:
     if outcome.status == "INFEASIBLE":
-        reasons = reasons_for_none(problem, outcome.domains)
+        limits = SearchLimits(options.workers or DEFAULT_WORKERS, options.seed, options.time_limit_s)
+        reasons = reasons_for_none(problem, _left(limits, started)) if options.reasons else ("not asked",)
         return NoPlan(
             status="INFEASIBLE", reasons=reasons, problem_digest=problem.digest, wall_s=time.monotonic() - started
         )

@@ -29,6 +29,8 @@ class StageVars:
         self.model, self.leaves, self.d, self.llm = model, leaves, d, leaves.problem.llm
         self.sizes: list[Choice[int]] = []
         """What is decided of the layout: programs that share a deployment share it."""
+        self.held: list[tuple[Expr, list[cp_model.BoolVarT]]] = []
+        """KiB of every kind of stage, and when it is one of the plan's."""
         self._memory()
         if d.max_pp == 1:
             self.slowest: dict[Phase, Expr] = {"decode": decode.total, "prefill": prefill.total}
@@ -183,6 +185,7 @@ class StageVars:
     def _fits(self, counts: dict[LayerKind, int], *, first: bool, last: bool, given: list[cp_model.BoolVarT]) -> None:
         vocabulary = int(first) + int(last) - int(first and last and self.llm.tie_embeddings)
         held = _weighted(counts, self.layer_kib) + vocabulary * self.vocabulary_kib + self.rank_kib
+        self.held.append((held, given))
         constraint = self.model.add(held <= self.leaves.memory.capacity_kib)
         if given:
             constraint.only_enforce_if(*given)

@@ -20,7 +20,7 @@ from solver.search.assemble import (
     metrics_of,
     placement_of,
 )
-from solver.search.explain import reasons_for_none
+from solver.search.explain.reasons import reasons_for_none
 from solver.search.loop import Loop, Progress
 from solver.search.program import SearchLimits
 from solver.search.realise import Realised
@@ -56,7 +56,7 @@ def search_scenarios(
         loop = Loop(problem, _alone(limits, started, waiting), on_progress, None)
         outcome = loop.run()
         if outcome.status == "INFEASIBLE":
-            reasons = reasons_for_none(problem, outcome.domains)
+            reasons = reasons_for_none(problem, _alone(limits, started, waiting))
             return _none(asked, "INFEASIBLE", [f"scenario {scenario.name!r}: {said}" for said in reasons], started)
         if outcome.best is None or outcome.interrupted:
             said = f"the search ended before scenario {scenario.name!r} had a plan of its own; give it more time"
