@@ -281,7 +281,7 @@ BROKEN: dict[str, tuple[Strategy, dict[str, Any]]] = {
     # A decode pool prefills nothing: its idle knobs repeat those of decode.
     "pool": (
         Strategy(attn_dp=2, moe_ep=2, batch=4, prefill_batch=2),
-        {"role": "decode", "workload": small_workload(isl=100, concurrency=None)},
+        {"role": "decode", "objective": {"name": "tpot"}, "workload": small_workload(isl=100, concurrency=None)},
     ),
 }
 JUDGED_BY_COST = {"memory", "slo-ttft", "slo-tpot", "slo-request-latency", "slo-throughput", "slo-efficiency"}
