@@ -93,6 +93,9 @@ class Beyond:
 class Loop:
     """One run of the loop on one problem."""
 
+    waived: frozenset[str] = frozenset()
+    """Rules of legality that do not hold: explanations drop them, and set this before the loop is made."""
+
     def __init__(
         self,
         problem: Problem,
@@ -101,16 +104,15 @@ class Loop:
         utopia: Utopia | None,
         beyond: Beyond | None = None,
         known: Known | None = None,
-        waived: frozenset[str] = frozenset(),
     ) -> None:
-        self.beyond, self.known, self.waived = beyond, known, waived
+        self.beyond, self.known = beyond, known
         self.started = time.monotonic()
         self.problem, self.limits, self.on_progress, self.utopia = problem, limits, on_progress, utopia
         self.deadline = self.started + (limits.time_s if limits.time_s is not None else 10**9)
         self.leaves = Leaves(problem) if known is None else known.leaves
         self.cache = BlockCache(self.leaves) if known is None else known.cache
         self.bounds = Bounds(problem) if known is None else known.bounds
-        self.outcome = Outcome("UNKNOWN", None, 0 if known is None else known.at_least, domains_of(problem, waived))
+        self.outcome = Outcome("UNKNOWN", None, 0 if known is None else known.at_least, domains_of(problem, self.waived))
 
     def run(self) -> Outcome:
         """Solve; Ctrl-C and the time limit end it with the best plan so far and its true gap."""

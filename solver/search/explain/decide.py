@@ -42,7 +42,8 @@ class AnyPlan(Loop):
     def __init__(self, case: Case, limits: SearchLimits) -> None:
         # Every objective has the same plans; the latency needs no utopia values, and its bounds order the heuristic.
         problem = case.problem.model_copy(update={"objective": Objective(name="latency")})
-        super().__init__(problem, limits, lambda _progress: None, None, waived=case.waived)
+        self.waived = case.waived
+        super().__init__(problem, limits, lambda _progress: None, None)
         self.is_stuck = False
         """Whether the placement blocks could not be closed within their own limits."""
 
