@@ -20,6 +20,7 @@ from solver.cost.metrics import Utopia, evaluate_times, natural_value, objective
 from solver.degrees import Domains, domains_of
 from solver.search.bounds import Bounds, MemoryCut, StrategyCut
 from solver.search.incumbent import Scores, find_incumbent
+from solver.search.interrupts import keeping_interrupts
 from solver.search.program import Program, ProgramResult, SearchLimits
 from solver.search.realise import BlockCache, Realised, memory_violations, realise, slo_violations
 from solver.search.shapes import stage_shapes
@@ -29,6 +30,10 @@ from solver.strategy import Strategy, packing_of
 
 MAX_TURNS = 200
 """Turns after which the loop reports what it has (each adds at least one cut; a handful is normal)."""
+
+
+INTERRUPT_MARGIN_S = 0.05
+"""A solve that ends unproved so long before its limit was interrupted."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,7 @@ class Loop:
                 self._excluded()
                 return
             outcome.bound = max(outcome.bound, result.bound)
+            self._note_interrupt(result)
             if result.strategy is None:
                 break
             realised = self._realise(result.strategy)
@@ -167,6 +173,11 @@ class Loop:
             if not agreed and not cut:
                 break
         outcome.status = "FEASIBLE" if outcome.best is not None else "UNKNOWN"
+
+    def _note_interrupt(self, result: ProgramResult) -> None:
+        """CP-SAT takes Ctrl-C for itself while it runs: then it stops unproved before its time."""
+        if result.status in ("FEASIBLE", "UNKNOWN") and time.monotonic() < self.deadline - INTERRUPT_MARGIN_S:
+            self.outcome.interrupted = True
 
     def _excluded(self) -> None:
         """The program has no solution: proved infeasible, unless a plan is known."""
@@ -223,7 +234,8 @@ class Loop:
 
     def _realise(self, strategy: Strategy) -> Realised:
         begun = time.monotonic()
-        realised = realise(self.cache, strategy, self.utopia, min(self.deadline, time.monotonic() + 30))
+        with keeping_interrupts():
+            realised = realise(self.cache, strategy, self.utopia, min(self.deadline, time.monotonic() + 30))
         self.outcome.blocks_s += time.monotonic() - begun
         return realised
 
