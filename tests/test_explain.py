@@ -7,6 +7,9 @@ The tiny cluster has domains of four GPUs of 200 MB; the tiny LLM has 8 query he
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -403,3 +406,32 @@ def test_what_if_on_the_command_line(tmp_path: Path) -> None:
     assert png.read_bytes().startswith(b"\x89PNG")
     assert run(*common, "--plot", tmp_path / "a.txt").code == 2
     assert run("what-if", *SMALL, "--vary", "gpus", "--from", "8", "--to", "2").code == 2
+
+
+def test_the_examples_of_the_page_run() -> None:
+    page = Path(__file__).parents[1] / "docs/explain.md"
+    for body in re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        exec(compile(body, str(page), "exec"), {})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_interrupting_a_sweep_shows_what_is_known() -> None:
+    """Ctrl-C while the third of a million values is solved: exit code 4, not complete, no traceback."""
+    code = (
+        "import os, signal, solver.search.explain.breakpoints as b\n"
+        "from solver.cli import main\n"
+        "real, calls = b.search, []\n"
+        "def search(problem, options, progress):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 3:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return real(problem, options, progress)\n"
+        "b.search = search\n"
+        f"main({['what-if', *SMALL, '--vary', 'tpot', '--from', '1 us', '--to', '1 s', '--json']!r})\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 4, process.stderr[-800:]
+    assert "Traceback" not in process.stderr
+    answer = json.loads(process.stdout)
+    assert not answer["complete"]
+    assert 2 <= len(answer["probes"]) <= 3

@@ -14,6 +14,7 @@ from ortools.sat.python import cp_model
 
 from solver.deployment import EFFICIENCY_STEP, ROLES, InstanceSize, shares_domain, whole_rate
 from solver.search.choice import Expr
+from solver.search.interrupts import keeping_interrupts
 from solver.search.program import SearchLimits
 from solver.specs.deploying import Deploying, Mode
 from solver.specs.problem import Problem
@@ -271,7 +272,8 @@ def rate_unit(bounds: Mapping[InstanceSize, int]) -> int:
 
 
 def _status(solver: cp_model.CpSolver, model: cp_model.CpModel) -> str:
-    return solver.status_name(solver.solve(model))
+    with keeping_interrupts():
+        return solver.status_name(solver.solve(model))
 
 
 def _solver(limits: SearchLimits) -> cp_model.CpSolver:

@@ -1,13 +1,19 @@
-"""Ctrl-C between two solves."""
+"""Ctrl-C between two solves: CP-SAT takes the signal for itself and leaves the platform's default behind."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
-def hear_interrupts() -> None:
-    """Give Ctrl-C back to Python: CP-SAT leaves the signal at its default when it returns, which kills the process."""
+@contextmanager
+def keeping_interrupts() -> Iterator[None]:
+    """Put Python's handler of SIGINT back after CP-SAT ran; the next Ctrl-C would end the process."""
     handler = signal.getsignal(signal.SIGINT)
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)

@@ -21,7 +21,7 @@ from solver.cost.metrics import Utopia, evaluate_times, natural_value, objective
 from solver.degrees import Domains, domains_of
 from solver.search.bounds import Bounds, MemoryCut, StrategyCut
 from solver.search.incumbent import Scores, find_incumbent
-from solver.search.interrupts import hear_interrupts
+from solver.search.interrupts import keeping_interrupts
 from solver.search.program import Program, ProgramResult, SearchLimits
 from solver.search.realise import BlockCache, Realised, memory_violations, realise
 from solver.search.shapes import stage_shapes
@@ -32,6 +32,10 @@ from solver.strategy import Strategy, packing_of
 
 MAX_TURNS = 200
 """Turns after which the loop reports what it has (each adds at least one cut; a handful is normal)."""
+
+
+INTERRUPT_MARGIN_S = 0.05
+"""A solve that ends unproved so long before its limit was interrupted."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ class Loop:
         self.leaves = Leaves(problem) if known is None else known.leaves
         self.cache = BlockCache(self.leaves) if known is None else known.cache
         self.bounds = Bounds(problem) if known is None else known.bounds
-        self.outcome = Outcome("UNKNOWN", None, 0 if known is None else known.at_least, domains_of(problem, self.waived))
+        at_least = 0 if known is None else known.at_least
+        self.outcome = Outcome("UNKNOWN", None, at_least, domains_of(problem, self.waived))
 
     def run(self) -> Outcome:
         """Solve; Ctrl-C and the time limit end it with the best plan so far and its true gap."""
@@ -163,6 +168,7 @@ class Loop:
                 self._excluded()
                 return
             outcome.bound = max(outcome.bound, result.bound)
+            self._note_interrupt(result)
             if result.strategy is None:
                 break
             realised = self.realise(result.strategy)
@@ -181,10 +187,18 @@ class Loop:
         """A first plan where the closed forms found none: without one CP-SAT may improve by single ns for minutes."""
         program = self._program()
         begun = time.monotonic()
-        strategy = program.solve_any(self._limits()).strategy
+        result = program.solve_any(self._limits())
         self.outcome.program_s += time.monotonic() - begun
-        if strategy is not None:
-            self._keep(self.realise(strategy))
+        self._note_interrupt(result)
+        if self.outcome.interrupted:
+            raise KeyboardInterrupt
+        if result.strategy is not None:
+            self._keep(self.realise(result.strategy))
+
+    def _note_interrupt(self, result: ProgramResult) -> None:
+        """CP-SAT takes Ctrl-C for itself while it runs: then it stops unproved before its time."""
+        if result.status in ("FEASIBLE", "UNKNOWN") and time.monotonic() < self.deadline - INTERRUPT_MARGIN_S:
+            self.outcome.interrupted = True
 
     def _excluded(self) -> None:
         """The program has no solution: proved infeasible, unless a plan is known."""
@@ -242,9 +256,9 @@ class Loop:
     def realise(self, strategy: Strategy) -> Realised:
         """The strategy with its placement blocks solved."""
         begun = time.monotonic()
-        realised = realise(self.cache, strategy, self.utopia, min(self.deadline, time.monotonic() + 30))
+        with keeping_interrupts():
+            realised = realise(self.cache, strategy, self.utopia, min(self.deadline, time.monotonic() + 30))
         self.outcome.blocks_s += time.monotonic() - begun
-        hear_interrupts()
         return realised
 
     def _keep(self, realised: Realised) -> None:
@@ -322,7 +336,6 @@ class Loop:
         begun = time.monotonic()
         result = call()
         self.outcome.program_s += time.monotonic() - begun
-        hear_interrupts()
         return result
 
     def _report(self, value: int | None, bound: int) -> None:

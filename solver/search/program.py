@@ -19,6 +19,7 @@ from solver.degrees import Domains
 from solver.search.bounds import Bounds
 from solver.search.choice import Expr
 from solver.search.degree_vars import DegreeVars, TiePart, mixed_radix
+from solver.search.interrupts import keeping_interrupts
 from solver.search.metric_vars import MAX_OBJECTIVE, MAX_STEP_NS, MAX_TOTAL_NS, MetricVars, weighed
 from solver.search.phase import PhaseVars, build_phase
 from solver.search.pruning import build_tables, prune
@@ -351,7 +352,8 @@ def minimise(
     if limits.time_s is not None:
         parameters.max_time_in_seconds = max(0.01, limits.time_s)
     solver.best_bound_callback = lambda bound: progress(None, int(bound))
-    status = solver.solve(model, _Watch(progress))
+    with keeping_interrupts():
+        status = solver.solve(model, _Watch(progress))
     name = solver.status_name(status)
     if name == "MODEL_INVALID":
         raise InvalidModelError(f"the program is invalid: {model.validate()[:500]}")

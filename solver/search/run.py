@@ -35,6 +35,8 @@ class SearchOptions:
     """Rank so many plans of other degrees than the winner's."""
     reasons: bool = True
     """Whether an infeasible problem is asked for its reasons (seconds)."""
+    on_interrupt: Callable[[], None] = lambda: None
+    """Called when Ctrl-C ended the search, so that a caller with more to solve stops, too."""
     utopia: Utopia | None = None
     """Utopia values of the objective ``weighted``, where they are those of a larger problem; absent: of this one."""
 
@@ -49,11 +51,15 @@ def search(problem: Problem, options: SearchOptions, on_progress: Callable[[Prog
         for name in ("latency", "efficiency"):
             part = problem.model_copy(update={"objective": Objective(name=name)})
             outcome = Loop(part, _left(limits, started), on_progress, None).run()
+            if outcome.interrupted:
+                options.on_interrupt()
             if outcome.status != "OPTIMAL" or outcome.best is None:
                 return _none(problem, outcome, started, options)
             parts.append(outcome.best.value)
         utopia = Utopia(latency_ns=parts[0], inverse_efficiency_ns=parts[1])
     outcome = Loop(problem, _left(limits, started), on_progress, utopia).run()
+    if outcome.interrupted:
+        options.on_interrupt()
     if outcome.best is None:
         return _none(problem, outcome, started, options)
     plan = assemble(problem, outcome, limits, utopia, time.monotonic() - started)

@@ -112,7 +112,8 @@ class Sweep:
         value = self.parameter.values[index]
         self.watcher.on_question(f"{self.vary.parameter} = {value} ({len(self.solved)} solved)")
         begun = time.monotonic()
-        options = replace(self.options, time_limit_s=self.clock.next().time_s, ties=0, reasons=False)
+        left = self.clock.next().time_s
+        options = replace(self.options, time_limit_s=left, reasons=False, on_interrupt=self._interrupt)
         answer = search(self.parameter.at(value), options, self.watcher.on_progress)
         plan = answer if isinstance(answer, Plan) else None
         strategy = None if plan is None else plan.strategy.strategy()
@@ -125,9 +126,10 @@ class Sweep:
             wall_s=round(time.monotonic() - begun, 4),
         )  # fmt: skip
         self.solved[index] = Solved(probe, strategy)
-        if not self.solved[index].is_proved and not self.clock.is_over:
-            self.interrupted = True  # before its time only Ctrl-C leaves a solve open
         return self.solved[index]
+
+    def _interrupt(self) -> None:
+        self.interrupted = True
 
     def _bisect(self, low: int, high: int) -> None:
         if high - low <= 1 or self.solved[low].winner == self.solved[high].winner:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from solver.search.explain.constraints import Case
 from solver.search.incumbent import Scores, first_feasible
-from solver.search.loop import MAX_TURNS, Loop, Outcome
+from solver.search.loop import MAX_TURNS, Loop
 from solver.search.program import SearchLimits
 from solver.search.realise import Realised
 from solver.specs.problem import Objective, Problem
@@ -44,8 +44,6 @@ class AnyPlan(Loop):
         problem = case.problem.model_copy(update={"objective": Objective(name="latency")})
         self.waived = case.waived
         super().__init__(problem, limits, lambda _progress: None, None)
-        self.is_stuck = False
-        """Whether the placement blocks could not be closed within their own limits."""
 
     def _start(self, shapes: list[tuple[int, int, int, int]]) -> None:
         """A plan by luck: a few strategies scored, none improved."""
@@ -64,12 +62,12 @@ class AnyPlan(Loop):
             if result.status == "INFEASIBLE":
                 self._excluded()
                 return
+            self._note_interrupt(result)
             if result.strategy is None:
                 break
             realised = self.realise(result.strategy)
             self._keep(realised)
             if outcome.best is None and not self.learn(realised):
-                self.is_stuck = True
                 break
         outcome.status = "FEASIBLE" if outcome.best is not None else "UNKNOWN"
 
@@ -116,18 +114,16 @@ class Decider:
             return Verdict(None, proved=False)
         self.on_question(words)
         self.asked += 1
-        loop = AnyPlan(case, self.clock.next())
-        outcome: Outcome = loop.run()
-        self.note(outcome, stuck=loop.is_stuck)
+        outcome = AnyPlan(case, self.clock.next()).run()
+        self.interrupted = self.interrupted or outcome.interrupted
         verdict = Verdict(outcome.best, proved=outcome.best is not None or outcome.status == "INFEASIBLE")
         if not verdict.is_open:
             self._known[key] = verdict
         return verdict
 
-    def note(self, outcome: Outcome, *, stuck: bool = False) -> None:
-        """Ctrl-C ends everything. The solver may take it for itself: then a question stays open before its time."""
-        early = outcome.status == "UNKNOWN" and not self.clock.is_over and not stuck
-        self.interrupted = self.interrupted or outcome.interrupted or early
+    def interrupt(self) -> None:
+        """Ask nothing more."""
+        self.interrupted = True
 
     def ask_problem(self, problem: Problem, words: str = "") -> Verdict:
         """Whether a problem has a plan."""

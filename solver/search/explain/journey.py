@@ -71,7 +71,9 @@ class Journey:
         self.solved += 1
         self.watcher.on_question("the best plan")
         left = self.decider.clock.next().time_s
-        options = replace(self.options, time_limit_s=left, ties=0, reasons=False, utopia=utopia)
+        options = replace(
+            self.options, time_limit_s=left, reasons=False, utopia=utopia, on_interrupt=self.decider.interrupt
+        )
         return search(problem, options, self.watcher.on_progress)
 
     # --- infeasible -------------------------------------------------------------------------------------------------

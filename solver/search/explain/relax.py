@@ -219,7 +219,7 @@ class Relaxer:
         if self.decider.clock.is_over or self.decider.interrupted:
             return Loop(asked, SearchLimits(1, 0, 0.0), lambda _progress: None, None).outcome
         outcome = Loop(asked, self.decider.clock.next(), lambda _progress: None, None).run()
-        self.decider.note(outcome)
+        self.decider.interrupted = self.decider.interrupted or outcome.interrupted
         return outcome
 
     # --- demand -----------------------------------------------------------------------------------------------------
