@@ -78,8 +78,8 @@ def chart_lines(answer: WhatIf) -> list[str]:
     points = _solved(answer)
     if len(points) < 2:
         return []
-    x_of = _scale([float(probe.value) for probe in answer.probes], COLUMNS)
-    y_of = _scale([value for _, value in points], ROWS)
+    x_of = _Scale([float(probe.value) for probe in answer.probes], COLUMNS)
+    y_of = _Scale([value for _, value in points], ROWS)
     letters = letter_of(answer)
     grid = [[" "] * COLUMNS for _ in range(ROWS)]
     for probe, value in points:
@@ -93,7 +93,7 @@ def chart_lines(answer: WhatIf) -> list[str]:
     return [*lines, axis, f"  {'':>{width}}  {left}{right:>{COLUMNS - len(left)}}"]
 
 
-class _scale:  # noqa: N801 (a function with a state)
+class _Scale:
     """Position of a number among `cells` cells, linear or logarithmic."""
 
     def __init__(self, values: list[float], cells: int) -> None:

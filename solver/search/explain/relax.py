@@ -87,7 +87,7 @@ class Relaxer:
         """The least change on an axis."""
         relaxes = CONSTRAINT_OF_AXIS.get(axis.name)
         if relaxes is not None and not self.members.intersection(relaxes):
-            return impossible("the set above excludes every plan whatever this is")
+            return impossible(self._outside(axis))
         if axis.name == "gpus":
             return self._exactly(axis) if self.problem.gpus_exact is not None else self._gpus(axis)
         if axis.name == "memory":
@@ -99,6 +99,18 @@ class Relaxer:
         if axis.name == "osl":
             return self._output(axis)
         return self._slo(axis)
+
+    def _outside(self, axis: Axis) -> str:
+        """Why an axis whose constraint is not in the set cannot help: the set was excluded with it dropped."""
+        if axis.name == "isl":
+            return (
+                "the set above excludes every plan with prompts of one token (proved); longer are taken to be no easier"
+            )
+        if axis.name == "concurrency" and self.problem.workload.isl is None:
+            return (
+                "the set above excludes every plan of any number of mean prompts (proved); taken of the real ones, too"
+            )
+        return "the set above excludes every plan whatever this is"
 
     # --- GPUs -----------------------------------------------------------------------------------------------------
 
