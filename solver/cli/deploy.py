@@ -1,4 +1,4 @@
-"""Commands that put a plan to work: export, bench-script, report."""
+"""Commands that put a plan or a deployment to work: export, bench-script, report."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from typing import Annotated
 import typer
 
 from solver.cli.files import STANDARD, check_folder, check_out, read_text, write_folder, write_out
-from solver.cli.plans import read_plan
+from solver.cli.plans import read_either, read_plan
 from solver.errors import ExportError, ReportError
 
 MAX_HOSTS_BYTES = 8 * 2**20
 
+Document = Annotated[
+    str, typer.Argument(metavar="PLAN.json", help="Plan or deployment document; - is stdin.", show_default=False)
+]
 PlanFile = Annotated[str, typer.Argument(metavar="PLAN.json", help="Plan document; - is stdin.", show_default=False)]
 
 
 def export(
-    plan: PlanFile,
+    plan: Document,
     to: Annotated[
         str,
         typer.Option(
@@ -38,9 +41,9 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
 ) -> None:
-    """Files that launch a plan: commands per node, expert maps, manifests, rank tables.
+    """Files that launch a plan or a deployment: commands per node, expert maps, manifests, rank tables.
 
-    Every file names the plan by its digest. What a target cannot express is refused, with the alternative.
+    Every file names its document by the digest. What a target cannot express is refused, with the alternative.
     """
     check_folder(out, force=force)
     from solver.export import ExportOptions
@@ -51,9 +54,11 @@ def export(
         raise ExportError(f"--engine {engine[:60]!r}: give one of {', '.join(ENGINES)}")
     names = () if hosts is None else read_hosts(read_text(hosts, MAX_HOSTS_BYTES), hosts)
     options = ExportOptions(hosts=names, weights=weights, port=_port(port), engine=engine)  # type: ignore[arg-type]
-    result = export_plan(read_plan(plan), to, options)
+    document = read_either(plan)
+    result = export_plan(document, to, options)
     write_folder(out, ((file.path, file.text, file.executable) for file in result.files), force=force)
-    typer.echo(f"{len(result.files)} files of plan {result.digest[:12]} written to {out}", err=True)
+    kind = "deployment" if document.kind == "deployment" else "plan"
+    typer.echo(f"{len(result.files)} files of {kind} {result.digest[:12]} written to {out}", err=True)
     for note in result.notes:
         typer.echo(f"note: {note}", err=True)
 
@@ -81,7 +86,7 @@ def bench_script(
 
 
 def report(
-    plan: PlanFile,
+    plan: Document,
     out: Annotated[
         str, typer.Option(metavar="FILE", help="report.html or report.md; - is Markdown on stdout.", show_default=False)
     ],
