@@ -48,6 +48,7 @@ def export(
     check_folder(out, force=force)
     from solver.export import ExportOptions
     from solver.export import export as export_plan
+    from solver.plan import Plan
     from solver.specs.problem import ENGINES
 
     if engine is not None and engine not in ENGINES:
@@ -57,7 +58,7 @@ def export(
     document = read_either(plan)
     result = export_plan(document, to, options)
     write_folder(out, ((file.path, file.text, file.executable) for file in result.files), force=force)
-    kind = "deployment" if document.kind == "deployment" else "plan"
+    kind = "plan" if isinstance(document, Plan) else "deployment"
     typer.echo(f"{len(result.files)} files of {kind} {result.digest[:12]} written to {out}", err=True)
     for note in result.notes:
         typer.echo(f"note: {note}", err=True)

@@ -15,6 +15,12 @@ from solver.plan import GpuRecord, Placement, Plan, expand
 from solver.specs.problem import Engine, MeshOrder, Problem, Role
 from solver.strategy import Strategy, moe_tp_is_fastest
 
+AGAIN: dict[Role, str] = {
+    "aggregated": "solve again with",
+    "prefill": "deploy again with",
+    "decode": "deploy again with",
+}
+"""What to do where the plan of an engine is needed."""
 PORTS = 10
 """Ports of an instance."""
 DIGEST_DIGITS = 12
@@ -286,7 +292,7 @@ def instances_of(plan: Plan, engine: Engine) -> Iterator[Instance]:
     if fastest != plan.placement.moe_tp_fastest and min(strategy.moe_tp, strategy.moe_ep) > 1:
         raise ExportError(
             f"{engine} numbers expert ranks with {'TP' if fastest else 'EP'} fastest, the plan the other way round "
-            f"(moe_tp = {strategy.moe_tp}, moe_ep = {strategy.moe_ep}); solve again with --engine {engine}"
+            f"(moe_tp = {strategy.moe_tp}, moe_ep = {strategy.moe_ep}); {AGAIN[plan.problem.role]} --engine {engine}"
         )
     seats: list[Seat] = []
     for record in expand(plan):

@@ -75,8 +75,9 @@ def _volumes(deployment: Deployment) -> list[Yaml]:
 
 def _parallel_words(deployment: Deployment) -> tuple[list[str], list[str]]:
     """Words of the first and of the further nodes of an instance, with Kubernetes' names for address and index."""
-    own = [c for c in COMMANDS[deployment.engine](deployment) if c.replica == 0]
-    lead = deployment.lead(deployment.instances[0])
+    first = deployment.instances[0]
+    own = [c for c in COMMANDS[deployment.engine](deployment) if c.replica == first.replica]
+    lead = deployment.lead(first)
 
     def local(words: tuple[str, ...]) -> list[str]:
         return [re.sub(rf"^{re.escape(lead)}(?=$|:)", "$(LWS_LEADER_ADDRESS)", word) for word in words]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from solver.deployment import DeploymentPlan, InstanceGroup
 from solver.errors import ExportError
-from solver.export.deployment import PORTS, Deployment, Fleet, Instance, Pool, instances_of
+from solver.export.deployment import AGAIN, PORTS, Deployment, Fleet, Instance, Pool, instances_of
 from solver.export.weights import weights_of
 from solver.plan import Plan
 from solver.specs.problem import Engine, Problem
@@ -138,7 +138,7 @@ def _engine(problem: Problem, strategy: Strategy, target: str, options: ExportOp
     if engine != problem.engine and engine != "any":
         broken = violations(problem.model_copy(update={"engine": engine}), strategy)
         if broken:
-            raise ExportError(f"{engine} cannot launch this plan: {broken[0]}; solve again with --engine {engine}")
+            raise ExportError(f"{engine} cannot launch this plan: {broken[0]}; {AGAIN[problem.role]} --engine {engine}")
     return engine
 
 
