@@ -162,7 +162,11 @@ def check_deployments(
                 try:
                     launchers.write(export(found, target, ExportOptions(weights=weights)), folder)
                 except SolverError as error:
-                    meant = (engine, target) == ("trtllm", "kubernetes") or "connector" in str(error) or "decode servers" in str(error)
+                    meant = (
+                        (engine, target) == ("trtllm", "kubernetes")
+                        or "connector" in str(error)
+                        or "decode servers" in str(error)
+                    )
                     tally.add("refusals by name that are meant" if meant else "deployment exports", meant, str(error))
                     continue
                 tally.add("deployment exports", True)

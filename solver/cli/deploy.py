@@ -96,21 +96,28 @@ def report(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """A plan as a report: one HTML page that needs no network, or Markdown."""
+    """A plan or a deployment as a report: one HTML page that needs no network, or Markdown."""
     check_out(out, force=force)
     from solver import api
+    from solver.deployment import DeploymentPlan
     from solver.export import TARGETS
+    from solver.report.deployment_page import deployment_document, deployment_html
     from solver.report.html import html_page
     from solver.report.markdown import markdown
     from solver.report.sections import document_of
 
     if out != STANDARD and not out.lower().endswith((".html", ".md")):
         raise ReportError(f"--out {out[:80]!r}: end it with .html or .md")
-    document = read_plan(plan)
+    document, in_html = read_either(plan), out.lower().endswith(".html")
+    if isinstance(document, DeploymentPlan):
+        if compare is not None:
+            raise ReportError("--compare sets a strategy beside a plan; a deployment has several: report their plans")
+        pages = deployment_document(document, api.verify_deployment(document), tuple(TARGETS))
+        write_out(out, [deployment_html(pages, document) if in_html else markdown(pages)], force=force)
+        return
     reference = None if compare is None else api.evaluate(document.problem, compare)
     pages = document_of(document, api.verify(document), tuple(TARGETS), reference)
-    text = html_page(pages, document) if out.lower().endswith(".html") else markdown(pages)
-    write_out(out, [text], force=force)
+    write_out(out, [html_page(pages, document) if in_html else markdown(pages)], force=force)
 
 
 def _port(port: int) -> int:

@@ -6,14 +6,17 @@ from solver.report.document import Block, Bullets, Chart, Document, Grid, Paragr
 
 
 def markdown(document: Document) -> str:
-    """The whole document; charts are left out (their numbers are in the tables)."""
+    """The whole document; charts are left out (their numbers are in the tables) or said in words."""
     lines = [f"# {_escaped(document.title)}", "", f"`{document.subtitle}`", ""]
     for section in document.sections:
-        if section.blocks and all(isinstance(block, Chart) for block in section.blocks):
+        if section.blocks and all(isinstance(block, Chart) and block.instead is None for block in section.blocks):
             continue
         lines += [f"{'#' * section.level} {_escaped(section.title)}", ""]
         for block in section.blocks:
-            lines += [*_block(block), ""] if not isinstance(block, Chart) else []
+            if isinstance(block, Chart):
+                lines += [*_block(block.instead), ""] if block.instead is not None else []
+            else:
+                lines += [*_block(block), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
