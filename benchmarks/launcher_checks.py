@@ -26,7 +26,18 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import launchers
 
-from solver import Ask, Plan, SolveOptions, SolverError, export, solve
+from solver import (
+    Ask,
+    Deploying,
+    DeploymentPlan,
+    Plan,
+    SolveOptions,
+    SolverError,
+    deploy,
+    expand_deployment,
+    export,
+    solve,
+)
 from solver.export import ExportOptions
 
 CONFIG_OF_LLM = {
@@ -114,6 +125,58 @@ def plan_of(case: Case, work: Path) -> Plan | None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(answer.model_dump_json())
     return answer
+
+
+DEPLOYMENTS = (
+    ("qwen3-30b-a3b", "h200x16", 256, "30 ms", "disaggregated"),
+    ("qwen3-30b-a3b", "h200x8", 512, "30 ms", "aggregated"),
+    ("qwen3-32b", "h200x16", 256, "30 ms", "disaggregated"),
+    ("llama-3.1-70b", "h200x16", 512, "50 ms", "aggregated"),
+    ("llama-3.1-70b", "h200x32", 512, "50 ms", "disaggregated"),
+    ("gpt-oss-120b", "h200x16", 512, "30 ms", "disaggregated"),
+    ("deepseek-v3", "h200x64", 512, "50 ms", "disaggregated"),
+    ("deepseek-v3", "h200x64", 512, "50 ms", "aggregated"),
+)
+"""LLM, cluster, tokens out, TPOT, mode of deployments; each with every engine that has two pools."""
+
+
+def check_deployments(
+    given: argparse.Namespace, lines: dict[str, list[dict[str, object]]], manifests: list[Path], tally: Tally
+) -> None:
+    """Export deployments; every GPU of the document is launched once by every target, manifests and commands follow."""
+    for llm, cluster, osl, tpot, mode in DEPLOYMENTS:
+        for engine in ("vllm", "sglang", "trtllm"):
+            case = Case(llm, cluster, engine, 0, fix=(mode,))
+            if given.only not in f"deployment-{case.name}":
+                continue
+            ask = Ask(llm=llm, cluster=cluster, engine=engine, workload="chat", isl=4096, osl=osl, slo_ttft="2 s",
+                      slo_tpot=tpot)  # fmt: skip
+            found = deploy(ask.problem(), Deploying(mode=mode), SolveOptions(time_limit_s=SECONDS))
+            tally.add("deployments", isinstance(found, DeploymentPlan), f"{case.name}: {found}")
+            if not isinstance(found, DeploymentPlan):
+                continue
+            wanted = sorted((record.node, record.local_gpu) for _, _, record in expand_deployment(found))
+            weights = str(weights_folder(llm, given.configs, given.work.resolve()))
+            for target in (engine, "slurm", "mpi", "ray", "torchrun", "csv", "jsonl", "kubernetes", "dynamo"):
+                folder = given.work.resolve() / "deployments" / case.name / target
+                try:
+                    launchers.write(export(found, target, ExportOptions(weights=weights)), folder)
+                except SolverError as error:
+                    meant = (
+                        (engine, target) == ("trtllm", "kubernetes")
+                        or "connector" in str(error)
+                        or "decode servers" in str(error)
+                    )
+                    tally.add("refusals by name that are meant" if meant else "deployment exports", meant, str(error))
+                    continue
+                tally.add("deployment exports", True)
+                if target in ("kubernetes", "dynamo"):
+                    manifests += [*folder.glob("*/leaderworkerset.yaml"), *folder.glob("dynamo.yaml")]
+                    continue
+                launched = sorted(launchers.launched(target, folder))
+                tally.add("deployments: GPUs launched once", launched == wanted, f"{case.name} to {target}")
+                if target == engine and engine in lines:
+                    lines[engine] += engine_lines(case, folder)
 
 
 def weights_folder(llm: str, configs: Path, work: Path) -> Path:
@@ -248,6 +311,7 @@ def main() -> int:
         if case.engine in lines:
             lines[case.engine] += engine_lines(case, own)
         kept.append((case, plan, own))
+    check_deployments(given, lines, manifests, tally)
     print(f"{len(kept)} plans exported after {time.monotonic() - began:.0f} s", flush=True)
     batch(checks, "vllm_check.py", lines["vllm"], tally, "vLLM commands")
     answers = batch(checks, "sgl_check.py", lines["sglang"], tally, "SGLang commands")

@@ -389,6 +389,32 @@ def torchrun_places(folder: Path) -> list[Place]:
     return [places[key] for key in sorted(places)]
 
 
+def launched(target: str, folder: Path) -> list[Place]:
+    """GPUs that an export starts processes on, by whatever target, each as often as it is started on."""
+    if target == "torchrun":
+        return torchrun_places(folder)
+    if target in ("slurm", "mpi", "csv", "jsonl"):
+        return job_places(target, folder)
+    if target == "ray":
+        nodes = json.loads((folder / "placement.json").read_text())["nodes"]
+        per_node = max(node["gpus"] for node in nodes)
+        return [(node, gpu % per_node) for node, gpu in job_places(target, folder)]
+    if target == "trtllm":
+        return [place for command in read_scripts(folder) for place in _trtllm_gpus(command, folder)]
+    return [(c.node, int(gpu)) for c in read_scripts(folder) for gpu in c.env["CUDA_VISIBLE_DEVICES"].split(",")]
+
+
+def _trtllm_gpus(command: Started, folder: Path) -> list[Place]:
+    """Every rank's node from the host file (or the script's own), its device by rank % gpus_per_node."""
+    config = read_yaml(folder / (command.text("--config") or "trtllm.yaml"))
+    ranks = config["tensor_parallel_size"] * config["pipeline_parallel_size"]
+    visible = [int(gpu) for gpu in command.env["CUDA_VISIBLE_DEVICES"].split(",")]
+    assert len(visible) == config["gpus_per_node"]
+    hosts = command.env.get("SLURM_HOSTFILE")
+    names = (folder / hosts).read_text().split() if hosts else [f"node{command.node}"] * ranks
+    return [(int(names[rank].removeprefix("node")), visible[rank % len(visible)]) for rank in range(ranks)]
+
+
 def planned(plan: Plan) -> dict[Place, Shard]:
     """The plan's own map."""
     return {

@@ -1,4 +1,4 @@
-"""Commands that put a plan to work: export, bench-script, report."""
+"""Commands that put a plan or a deployment to work: export, bench-script, report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from solver.cli.files import STANDARD, check_folder, check_out, read_text, write_folder, write_out
-from solver.cli.plans import read_plan
+from solver.cli.plans import read_either, read_plan
 from solver.errors import ExportError, PlanError, ReportError
 
 if TYPE_CHECKING:
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
 MAX_HOSTS_BYTES = 8 * 2**20
 
+Document = Annotated[
+    str, typer.Argument(metavar="PLAN.json", help="Plan or deployment document; - is stdin.", show_default=False)
+]
 PlanFile = Annotated[str, typer.Argument(metavar="PLAN.json", help="Plan document; - is stdin.", show_default=False)]
 
 
 def export(
-    plan: PlanFile,
+    plan: Document,
     to: Annotated[
         str,
         typer.Option(
@@ -42,22 +45,25 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
 ) -> None:
-    """Files that launch a plan: commands per node, expert maps, manifests, rank tables.
+    """Files that launch a plan or a deployment: commands per node, expert maps, manifests, rank tables.
 
-    Every file names the plan by its digest. What a target cannot express is refused, with the alternative.
+    Every file names its document by the digest. What a target cannot express is refused, with the alternative.
     """
     check_folder(out, force=force)
     from solver.export import ExportOptions
     from solver.export import export as export_plan
+    from solver.plan import Plan
     from solver.specs.problem import ENGINES
 
     if engine is not None and engine not in ENGINES:
         raise ExportError(f"--engine {engine[:60]!r}: give one of {', '.join(ENGINES)}")
     names = () if hosts is None else read_hosts(read_text(hosts, MAX_HOSTS_BYTES), hosts)
     options = ExportOptions(hosts=names, weights=weights, port=_port(port), engine=engine)  # type: ignore[arg-type]
-    result = export_plan(read_plan(plan), to, options)
+    document = read_either(plan)
+    result = export_plan(document, to, options)
     write_folder(out, ((file.path, file.text, file.executable) for file in result.files), force=force)
-    typer.echo(f"{len(result.files)} files of plan {result.digest[:12]} written to {out}", err=True)
+    kind = "plan" if isinstance(document, Plan) else "deployment"
+    typer.echo(f"{len(result.files)} files of {kind} {result.digest[:12]} written to {out}", err=True)
     for note in result.notes:
         typer.echo(f"note: {note}", err=True)
 
@@ -85,7 +91,7 @@ def bench_script(
 
 
 def report(
-    plan: PlanFile,
+    plan: Document,
     out: Annotated[
         str, typer.Option(metavar="FILE", help="report.html or report.md; - is Markdown on stdout.", show_default=False)
     ],
@@ -97,22 +103,31 @@ def report(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """A plan as a report: one HTML page that needs no network, or Markdown."""
+    """A plan or a deployment as a report: one HTML page that needs no network, or Markdown."""
     check_out(out, force=force)
     from solver import api
+    from solver.deployment import DeploymentPlan
     from solver.export import TARGETS
+    from solver.report.deployment_page import deployment_document, deployment_html
     from solver.report.html import html_page
     from solver.report.markdown import markdown
     from solver.report.sections import document_of
 
     if out != STANDARD and not out.lower().endswith((".html", ".md")):
         raise ReportError(f"--out {out[:80]!r}: end it with .html or .md")
-    document = read_plan(plan)
+    document, in_html = read_either(plan), out.lower().endswith(".html")
+    if isinstance(document, DeploymentPlan):
+        if compare is not None:
+            raise ReportError("--compare sets a strategy beside a plan; a deployment has several: report their plans")
+        if front is not None:
+            raise ReportError("--front is drawn beside one plan, not beside a deployment")
+        pages = deployment_document(document, api.verify_deployment(document), tuple(TARGETS))
+        write_out(out, [deployment_html(pages, document) if in_html else markdown(pages)], force=force)
+        return
     reference = None if compare is None else api.evaluate(document.problem, compare)
     drawn = None if front is None else _front_of(front, document)
     pages = document_of(document, api.verify(document), tuple(TARGETS), reference, drawn)
-    text = html_page(pages, document) if out.lower().endswith(".html") else markdown(pages)
-    write_out(out, [text], force=force)
+    write_out(out, [html_page(pages, document) if in_html else markdown(pages)], force=force)
 
 
 def _front_of(path: str, plan: Plan) -> Front:

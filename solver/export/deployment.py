@@ -6,20 +6,24 @@ own arithmetic (:data:`ORDER_OF_LAUNCHER`). Everything that a target writes is d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from solver.errors import ExportError
 from solver.expansion import GpuRecord, expand
 from solver.plan import Placement, Plan
-from solver.specs.problem import Engine, MeshOrder, Problem
+from solver.specs.problem import Engine, MeshOrder, Problem, Role
 from solver.strategy import Strategy, moe_tp_is_fastest
 
-Role = Literal["both", "prefill", "decode"]
-"""What a pool of instances does with a request; the solver plans pools that do both."""
-
+AGAIN: dict[Role, str] = {
+    "aggregated": "solve again with",
+    "prefill": "deploy again with",
+    "decode": "deploy again with",
+}
+"""What to do where the plan of an engine is needed."""
+PORTS = 10
+"""Ports of an instance."""
 DIGEST_DIGITS = 12
 """Digits of the plan's digest in file names."""
 ORDER_OF_LAUNCHER: dict[Engine, MeshOrder | None] = {
@@ -83,14 +87,18 @@ class Instance:
 
 @dataclass(frozen=True)
 class Pool:
-    """Equal instances with one strategy. An aggregated plan is one pool that does both phases."""
+    """Equal instances with one strategy."""
 
-    role: Role
     problem: Problem
     strategy: Strategy
     placement: Placement
     work_kib: int
     """Memory that is neither weights nor KV cache (activations, buffers, graphs, reserves), of the stage with most."""
+
+    @property
+    def role(self) -> Role:
+        """What the instances do with a request: both phases, or one."""
+        return self.problem.role
 
     @property
     def longest_sequence(self) -> int:
@@ -99,12 +107,19 @@ class Pool:
 
     @property
     def sequences_per_rank(self) -> int:
-        """Resident sequences of one attention-DP rank, all micro-batches."""
-        return self.strategy.batch * self.strategy.micro_batches
+        """Sequences that one attention-DP rank works on: all micro-batches, or the prompts in all stages."""
+        return self.strategy.batch * (self.strategy.pp if self.role == "prefill" else self.strategy.micro_batches)
+
+    @property
+    def cached_sequences(self) -> int:
+        """Sequences whose KV cache one attention-DP rank holds; a prefill instance has those that leave, too."""
+        return self.sequences_per_rank + (self.strategy.batch if self.role == "prefill" else 0)
 
     @property
     def step_tokens(self) -> int:
         """Tokens one attention-DP rank computes in a step at most: a prefill chunk, or one token per sequence."""
+        if self.role == "decode":
+            return self.sequences_per_rank * self.decode_tokens
         return max(self.problem.workload.prefill_chunk_tokens, self.sequences_per_rank * self.decode_tokens)
 
     @property
@@ -138,45 +153,37 @@ class Pool:
         return all(tuple(expert for rank in held for expert in rank) == linear for held in self.placement.expert_maps)
 
 
-@dataclass(frozen=True)
-class Deployment:
-    """A plan made ready for one launcher."""
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Instances with numbers of their own on the nodes of one cluster."""
 
     engine: Engine
     digest: str
-    """SHA-256 of the plan document."""
+    """SHA-256 of the document."""
     label: str
-    pools: tuple[Pool, ...]
     instances: tuple[Instance, ...]
-    """Of all pools; with one pool, its replicas."""
     hosts: tuple[str, ...]
     """Name of every node of the cluster."""
     weights: str
     """Where the engine finds the weights: a folder or a Hugging Face name."""
     port: int
+    ports: Mapping[int, int] | None = None
+    """First port of every instance, where it is not told apart among the instances at hand alone."""
 
     @property
-    def pool(self) -> Pool:
-        """The only pool.
-
-        Raises
-        ------
-        ExportError
-            There are several; no target launches those yet.
-        """
-        if len(self.pools) != 1:
-            raise ExportError(f"the plan has {len(self.pools)} pools; targets launch one pool that serves both phases")
-        return self.pools[0]
+    def document(self) -> str:
+        """What kind of document is launched."""
+        return "plan"
 
     @property
     def short_digest(self) -> str:
-        """First digits of the digest, for file names."""
+        """First digits of the digest."""
         return self.digest[:DIGEST_DIGITS]
 
     @property
     def origin(self) -> str:
-        """Which plan a file came from, for its first line."""
-        return f"shardwright plan {self.digest}: {self.label}"
+        """Which document a file came from, for its first line."""
+        return f"shardwright {self.document} {self.digest}: {self.label}"
 
     @property
     def nodes(self) -> tuple[int, ...]:
@@ -204,9 +211,61 @@ class Deployment:
         return self.host(instance.shares[0].node)
 
     def port_of(self, instance: Instance, offset: int = 0) -> int:
-        """A port that no other instance on the same nodes uses; instances take blocks of ten."""
+        """A port that no other instance on the same nodes uses; instances take blocks of :data:`PORTS`."""
+        if self.ports is not None:
+            return self.ports[instance.replica] + offset
         on_node = [other.replica for other, _ in self.shares_of(instance.shares[0].node)]
-        return self.port + 10 * on_node.index(instance.replica) + offset
+        return self.port + PORTS * on_node.index(instance.replica) + offset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment(Launch):
+    """Equal instances made ready for one launcher: those of a plan, or of one group of a deployment document."""
+
+    pool: Pool
+    name: str = ""
+    """Of the group, where the document has several."""
+
+    @property
+    def document(self) -> str:
+        """What kind of document is launched."""
+        return "deployment" if self.name else "plan"
+
+    @property
+    def tag(self) -> str:
+        """Document and group, for file names."""
+        return f"{self.name}.{self.short_digest}" if self.name else self.short_digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet(Launch):
+    """A deployment document on one cluster: groups of equal instances that share nodes."""
+
+    cluster: str
+    """Name of the cluster, for people and as a folder."""
+    parts: tuple[Deployment, ...]
+    """One for each group; their instances are those of the fleet."""
+    rates_nhz: tuple[int, ...]
+    """Requests that one instance of each part serves, per 10^9 s."""
+
+    @property
+    def document(self) -> str:
+        """What kind of document is launched."""
+        return "deployment"
+
+    @property
+    def is_disaggregated(self) -> bool:
+        """Whether a prompt is prefilled by other instances than those that decode it."""
+        return any(part.pool.role != "aggregated" for part in self.parts)
+
+    def urls(self, role: Role) -> list[tuple[Deployment, Instance, str]]:
+        """Instances that do something, each with its address."""
+        return [
+            (part, instance, f"http://{self.lead(instance)}:{self.port_of(instance)}")
+            for part in self.parts
+            if part.pool.role == role
+            for instance in part.instances
+        ]
 
 
 def launcher_rank(order: MeshOrder, strategy: Strategy, record: GpuRecord) -> int:
@@ -234,7 +293,7 @@ def instances_of(plan: Plan, engine: Engine) -> Iterator[Instance]:
     if fastest != plan.placement.moe_tp_fastest and min(strategy.moe_tp, strategy.moe_ep) > 1:
         raise ExportError(
             f"{engine} numbers expert ranks with {'TP' if fastest else 'EP'} fastest, the plan the other way round "
-            f"(moe_tp = {strategy.moe_tp}, moe_ep = {strategy.moe_ep}); solve again with --engine {engine}"
+            f"(moe_tp = {strategy.moe_tp}, moe_ep = {strategy.moe_ep}); {AGAIN[plan.problem.role]} --engine {engine}"
         )
     seats: list[Seat] = []
     for record in expand(plan):

@@ -7,9 +7,8 @@ so the plan holds up to their names. Pod index = node index of the instance, hen
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from solver.errors import ExportError
 from solver.export import sglang, trtllm, vllm
@@ -26,6 +25,12 @@ COMMANDS: dict[str, Callable[[Deployment], list[Command]]] = {
     "sglang": sglang.commands,
     "trtllm": trtllm.commands,
 }
+POD_ADDRESS = "VLLM_NIXL_SIDE_CHANNEL_HOST"
+POD_ADDRESS_ENTRY: Mapping[str, Yaml] = {
+    "name": POD_ADDRESS,
+    "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}},
+}
+"""Where other instances find the KV cache: each pod's own address."""
 PLAN_FOLDER = "/plan"
 """Where the config map with the plan's files is mounted."""
 
@@ -70,8 +75,9 @@ def _volumes(deployment: Deployment) -> list[Yaml]:
 
 def _parallel_words(deployment: Deployment) -> tuple[list[str], list[str]]:
     """Words of the first and of the further nodes of an instance, with Kubernetes' names for address and index."""
-    own = [c for c in COMMANDS[deployment.engine](deployment) if c.replica == 0]
-    lead = deployment.lead(deployment.instances[0])
+    first = deployment.instances[0]
+    own = [c for c in COMMANDS[deployment.engine](deployment) if c.replica == first.replica]
+    lead = deployment.lead(first)
 
     def local(words: tuple[str, ...]) -> list[str]:
         return [re.sub(rf"^{re.escape(lead)}(?=$|:)", "$(LWS_LEADER_ADDRESS)", word) for word in words]
@@ -82,7 +88,11 @@ def _parallel_words(deployment: Deployment) -> tuple[list[str], list[str]]:
 def _container(deployment: Deployment, words: list[str]) -> dict[str, Yaml]:
     share = deployment.instances[0].shares[0]
     first = COMMANDS[deployment.engine](deployment)[0]
-    env: list[Yaml] = [{"name": name, "value": value} for name, value in first.env if name != "CUDA_VISIBLE_DEVICES"]
+    env: list[Yaml] = [
+        {"name": name, "value": value} for name, value in first.env if name not in ("CUDA_VISIBLE_DEVICES", POD_ADDRESS)
+    ]
+    if POD_ADDRESS in dict(first.env):
+        env.append(POD_ADDRESS_ENTRY)
     if _has_plugin(deployment):
         env.append({"name": "PYTHONPATH", "value": PLAN_FOLDER})
     gpus: dict[str, Yaml] = {"nvidia.com/gpu": str(len(share.seats))}
@@ -107,7 +117,7 @@ def _pod(deployment: Deployment, words: list[str]) -> dict[str, Yaml]:
 
 
 def _name(deployment: Deployment) -> str:
-    return f"plan-{deployment.short_digest}"
+    return "-".join(part for part in ("plan", deployment.short_digest, deployment.name) if part)
 
 
 def _indexed(words: list[str]) -> list[str]:
@@ -140,7 +150,7 @@ def lws_files(deployment: Deployment) -> list[ExportFile]:
             "export to slurm or dynamo, or solve with at most one node per instance"
         )
     leader, worker = _parallel_words(deployment)
-    labels: dict[str, Yaml] = {"app": name}
+    labels: dict[str, Yaml] = {"app": name, **({"role": deployment.pool.role} if deployment.name else {})}
     template: dict[str, Yaml] = {
         "size": len(instance.shares),
         "restartPolicy": "RecreateGroupOnPodRestart",
@@ -163,11 +173,12 @@ def lws_files(deployment: Deployment) -> list[ExportFile]:
     return [
         ExportFile("leaderworkerset.yaml", head + yaml_text(manifest) + "\n"),
         ExportFile("service.yaml", head + yaml_text(service) + "\n"),
-        ExportFile("configmap.yaml", head + yaml_text(_config_map(deployment)) + "\n"),
+        ExportFile("configmap.yaml", head + yaml_text(config_map(deployment)) + "\n"),
     ]
 
 
-def _config_map(deployment: Deployment) -> dict[str, Yaml]:
+def config_map(deployment: Deployment) -> dict[str, Yaml]:
+    """The files that the engine reads."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -178,14 +189,37 @@ def _config_map(deployment: Deployment) -> dict[str, Yaml]:
 
 def dynamo_files(deployment: Deployment) -> list[ExportFile]:
     """Dynamo graph deployment: a frontend and one worker component with the engine's words."""
-    engine = _engine(deployment, "dynamo")
-    instance, name = deployment.instances[0], _name(deployment)
+    name, head = _name(deployment), comment_head(deployment.origin)
+    return [
+        ExportFile("dynamo.yaml", head + yaml_text(dynamo_graph(name, [deployment])) + "\n"),
+        ExportFile("configmap.yaml", head + yaml_text(config_map(deployment)) + "\n"),
+    ]
+
+
+def dynamo_graph(name: str, parts: Sequence[Deployment]) -> dict[str, Yaml]:
+    """The graph: a frontend, and a component of workers for each part."""
+    front: dict[str, Yaml] = {"name": "frontend", "type": "frontend", "replicas": 1}
+    return {
+        "apiVersion": "nvidia.com/v1beta1",
+        "kind": "DynamoGraphDeployment",
+        "metadata": {"name": name, "annotations": {"shardwright/plan": parts[0].digest}},
+        "spec": {
+            "backendFramework": _engine(parts[0], "dynamo"),
+            "components": [front, *(_component(part) for part in parts)],
+        },
+    }
+
+
+def _component(deployment: Deployment) -> dict[str, Yaml]:
+    engine, instance = _engine(deployment, "dynamo"), deployment.instances[0]
     leader, _ = _parallel_words(deployment)
     skip = {"vllm": 3, "sglang": 3, "trtllm": 2}[engine]
     model = {"vllm": ["--model", deployment.weights], "trtllm": ["--model-path", deployment.weights], "sglang": []}[
         engine
     ]
     words = [*model, *_without_addresses(leader[skip:])]
+    if deployment.pool.role != "aggregated" and "--disaggregation-mode" not in words:
+        words += ["--disaggregation-mode", deployment.pool.role]
     container = {
         **_container(deployment, ["python3", "-m", f"dynamo.{engine}", *words]),
         "name": "main",
@@ -197,25 +231,14 @@ def dynamo_files(deployment: Deployment) -> list[ExportFile]:
     }
     pod: dict[str, Yaml] = {"spec": {"containers": [container], "volumes": _volumes(deployment)}}
     worker: dict[str, Yaml] = {
-        "name": "worker",
-        "type": "worker",
+        "name": deployment.name or "worker",
+        "type": {"aggregated": "worker"}.get(deployment.pool.role, deployment.pool.role),
         "replicas": len(deployment.instances),
         "podTemplate": pod,
     }
     if len(instance.shares) > 1:
         worker["multinode"] = {"nodeCount": len(instance.shares)}
-    front: dict[str, Yaml] = {"name": "frontend", "type": "frontend", "replicas": 1}
-    manifest: dict[str, Yaml] = {
-        "apiVersion": "nvidia.com/v1beta1",
-        "kind": "DynamoGraphDeployment",
-        "metadata": {"name": name, "annotations": {"shardwright/plan": deployment.digest}},
-        "spec": {"backendFramework": engine, "components": [front, worker]},
-    }
-    head = comment_head(deployment.origin)
-    return [
-        ExportFile("dynamo.yaml", head + yaml_text(manifest) + "\n"),
-        ExportFile("configmap.yaml", head + yaml_text(_config_map(deployment)) + "\n"),
-    ]
+    return worker
 
 
 ADDRESSES = {
@@ -245,6 +268,28 @@ def llmd_files(deployment: Deployment) -> list[ExportFile]:
     ExportError
         The chart has no pipeline stages and no attention TP over nodes.
     """
+    values = llmd_values({"decode": deployment})
+    return [ExportFile("llm-d-values.yaml", comment_head(deployment.origin) + yaml_text(values) + "\n")]
+
+
+def llmd_values(parts: Mapping[str, Deployment]) -> dict[str, Yaml]:
+    """Values with a section for the pool that decodes (and prefills, if it is alone), and one for the other.
+
+    Raises
+    ------
+    ExportError
+        As :func:`llmd_files`.
+    """
+    weights = parts["decode"].weights
+    return {
+        "multinode": any(len(part.instances[0].shares) > 1 for part in parts.values()),
+        "modelArtifacts": {"uri": f"hf://{weights}", "name": weights, "size": "2Ti"},
+        "decode": _llmd_pool(parts["decode"]),
+        "prefill": _llmd_pool(parts["prefill"]) if "prefill" in parts else {"create": False},
+    }
+
+
+def _llmd_pool(deployment: Deployment) -> dict[str, Yaml]:
     engine, pool = _engine(deployment, "llm-d"), deployment.pool
     strategy = pool.strategy
     if engine != "vllm":
@@ -271,28 +316,25 @@ def llmd_files(deployment: Deployment) -> list[ExportFile]:
         "dataLocal": per_node // strategy.attn_tp,
         "workers": len(instance.shares),
     }
-    values: dict[str, Yaml] = {
-        "multinode": len(instance.shares) > 1,
-        "modelArtifacts": {"uri": f"hf://{deployment.weights}", "name": deployment.weights, "size": "2Ti"},
-        "decode": {
-            "create": True,
-            "replicas": len(deployment.instances),
-            "parallelism": parallelism,
-            "containers": [_llmd_container(pool, deployment)],
-        },
-        "prefill": {"create": False},
+    return {
+        "create": True,
+        "replicas": len(deployment.instances),
+        "parallelism": parallelism,
+        "containers": [_llmd_container(pool, deployment)],
     }
-    return [ExportFile("llm-d-values.yaml", comment_head(deployment.origin) + yaml_text(values) + "\n")]
 
 
 def _llmd_container(pool: Pool, deployment: Deployment) -> dict[str, Yaml]:
     words = vllm.serve_options(deployment, pool)[1:]
     own = {"--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size"}
     kept = [w for i, w in enumerate(words) if w not in own and (i == 0 or words[i - 1] not in own)]
+    env: list[Yaml] = [{"name": "SHARDWRIGHT_PLAN", "value": deployment.short_digest}]
+    if pool.role != "aggregated":
+        env.append(POD_ADDRESS_ENTRY)
     return {
         "name": "vllm",
         "image": IMAGES["vllm"],
         "modelCommand": "vllmServe",
         "args": kept,
-        "env": [{"name": "SHARDWRIGHT_PLAN", "value": json.dumps(deployment.short_digest).strip('"')}],
+        "env": env,
     }

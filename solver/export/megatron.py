@@ -76,4 +76,4 @@ def commands(deployment: Deployment) -> list[Command]:
 def files(deployment: Deployment) -> list[ExportFile]:
     """Scripts per node."""
     check(deployment)
-    return node_files(deployment, commands(deployment))
+    return node_files(deployment.origin, deployment.hosts, commands(deployment))

@@ -6,7 +6,7 @@ without binding and is what the script uses.
 
 from __future__ import annotations
 
-from solver.export.deployment import Deployment
+from solver.export.deployment import Deployment, Launch
 from solver.export.files import ExportFile, comment_head
 
 WRAPPER = """set -euo pipefail
@@ -22,10 +22,16 @@ exec "$@"
 
 def files(deployment: Deployment) -> list[ExportFile]:
     """Rankfile, sequence file, device of every rank, rank wrapper, start script."""
+    world = str(deployment.pool.strategy.instance_gpus)
+    devices_file = f"devices.{deployment.short_digest}.txt"
+    return job_files(deployment, WRAPPER.replace("@WORLD@", world).replace("@DEVICES@", devices_file))
+
+
+def job_files(deployment: Launch, wrapper: str) -> list[ExportFile]:
+    """The job of all instances; `wrapper` is what a rank runs before the program."""
     seats = [seat for instance in deployment.instances for seat in instance.seats]
     devices_file = f"devices.{deployment.short_digest}.txt"
     head = comment_head(deployment.origin)
-    wrapper = WRAPPER.replace("@WORLD@", str(deployment.pool.strategy.instance_gpus)).replace("@DEVICES@", devices_file)
     ranks = "".join(
         f"rank {rank}={deployment.host(seat.record.node)} slot={seat.record.local_gpu}\n"
         for rank, seat in enumerate(seats)

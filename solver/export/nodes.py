@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from solver.export.deployment import Deployment
+from collections.abc import Sequence
+
 from solver.export.files import Command, ExportFile, node_script
 
 
-def node_files(deployment: Deployment, started: list[Command]) -> list[ExportFile]:
-    """A script for every node."""
+def node_files(origin: str, hosts: Sequence[str], started: Sequence[Command]) -> list[ExportFile]:
+    """A script for every node; `origin` is its first line, `hosts` names every node of the cluster."""
     by_node: dict[int, list[Command]] = {}
     for command in started:
         by_node.setdefault(command.node, []).append(command)
@@ -16,8 +17,8 @@ def node_files(deployment: Deployment, started: list[Command]) -> list[ExportFil
         ExportFile(
             f"node-{node:0{width}d}.sh",
             node_script(
-                deployment.origin,
-                f"node {node} ({deployment.host(node)}): replica {', '.join(str(c.replica) for c in own)}",
+                origin,
+                f"node {node} ({hosts[node]}): replica {', '.join(str(c.replica) for c in own)}",
                 own,
             ),
             executable=True,

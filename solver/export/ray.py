@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from solver.export.deployment import Deployment
+from solver.export.deployment import Launch
 from solver.export.files import ExportFile, comment_head
 
 SCRIPT = '''"""Create the placement group of the plan and start one actor per rank on its bundle.
@@ -65,7 +65,7 @@ if __name__ == "__main__":
 TIMEOUT_S = 120
 
 
-def files(deployment: Deployment) -> list[ExportFile]:
+def files(deployment: Launch) -> list[ExportFile]:
     """The placement group as data, and the script."""
     seats = [seat for instance in deployment.instances for seat in instance.seats]
     counts = {node: sum(len(share.seats) for _, share in deployment.shares_of(node)) for node in deployment.nodes}

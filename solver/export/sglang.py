@@ -7,12 +7,17 @@ and so do the experts, ``tp = moe_ep * MOE_TP + moe_tp``. Flags are those of SGL
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
+from solver.errors import ExportError
 from solver.export.deployment import Deployment, Instance, NodeShare, Pool
 from solver.export.files import Command, ExportFile, flags, node_script
 from solver.export.nodes import node_files
 
-INIT_PORT = 1
+INIT_PORT, BOOTSTRAP_PORT = 1, 8
+"""Offsets of an instance's further ports from its HTTP port; SGLang itself takes those from 2 to 7 above the former."""
+TRANSFER = "mooncake"
+"""Backend that moves the KV cache from prefill to decode (the engine's default)."""
 DEEPEP_TOKENS = 128
 """Tokens per rank that DeepEP's low-latency buffers hold unless told otherwise."""
 PAGE = 64
@@ -59,12 +64,12 @@ def serve_options(deployment: Deployment, pool: Pool) -> list[str]:
         ("--attn-dp-size", attn_dp if attn_dp > 1 else None),
         ("--ep-size", strategy.moe_ep if moe else None),
         ("--moe-a2a-backend", "deepep" if pool.uses_all_to_all else None),
-        ("--deepep-mode", {"both": "auto", "prefill": "normal", "decode": "low_latency"}[pool.role]
+        ("--deepep-mode", {"aggregated": "auto", "prefill": "normal", "decode": "low_latency"}[pool.role]
          if pool.uses_all_to_all else None),
         ("--enable-two-batch-overlap", overlap),
         ("--max-running-requests", pool.sequences_per_rank * attn_dp),
         ("--pp-max-micro-batch-size", strategy.batch if strategy.pp > 1 else None),
-        ("--chunked-prefill-size", chunk),
+        ("--chunked-prefill-size", None if pool.role == "decode" else chunk),
         ("--context-length", pool.longest_sequence),
         ("--mem-fraction-static", f"{static_fraction(pool):.2f}"),
         ("--kv-cache-dtype", "fp8_e4m3" if problem.llm.dtypes.kv == "fp8" else None),
@@ -82,14 +87,14 @@ def serve_options(deployment: Deployment, pool: Pool) -> list[str]:
             ("--speculative-eagle-topk", 1),
             ("--speculative-num-draft-tokens", draft + 1),
         ]
-    if pool.role != "both":
-        options.append(("--disaggregation-mode", pool.role))
+    if pool.role != "aggregated":
+        options += [("--disaggregation-mode", pool.role), ("--disaggregation-transfer-backend", TRANSFER)]
     return flags(options)
 
 
 def location_file(deployment: Deployment) -> str:
     """Name of the expert-location file; SGLang accepts no key beside the map, so the digest is in the name."""
-    return f"expert-location.{deployment.short_digest}.json"
+    return f"expert-location.{deployment.tag}.json"
 
 
 def node_options(deployment: Deployment, instance: Instance, share: NodeShare) -> list[str]:
@@ -98,6 +103,8 @@ def node_options(deployment: Deployment, instance: Instance, share: NodeShare) -
         ("--host", "0.0.0.0"),
         ("--port", deployment.port_of(instance)),
     ]
+    if deployment.pool.role == "prefill":
+        http.append(("--disaggregation-bootstrap-port", deployment.port_of(instance, BOOTSTRAP_PORT)))
     if len(instance.shares) == 1:
         return flags(http)
     return flags([
@@ -115,7 +122,7 @@ def environment(deployment: Deployment, share: NodeShare) -> list[tuple[str, str
     if pool.strategy.pp > 1:
         env.append(("SGLANG_PP_LAYER_PARTITION", ",".join(map(str, pool.placement.stage_layers))))
     tokens = pool.strategy.batch * pool.decode_tokens
-    if pool.uses_all_to_all and tokens > DEEPEP_TOKENS:
+    if pool.uses_all_to_all and pool.role != "prefill" and tokens > DEEPEP_TOKENS:
         env.append(("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK", str(tokens)))
     return env
 
@@ -144,11 +151,34 @@ def router(deployment: Deployment) -> Command:
 
 def files(deployment: Deployment) -> list[ExportFile]:
     """Scripts per node, the expert-location file where experts are not placed in order, the router script."""
-    pool, result = deployment.pool, node_files(deployment, commands(deployment))
-    if needs_map(pool):
-        text = json.dumps({"physical_to_logical_map": location_rows(pool)}) + "\n"
-        result.append(ExportFile(location_file(deployment), text))
+    result = [*node_files(deployment.origin, deployment.hosts, commands(deployment)), *map_files(deployment)]
     if len(deployment.instances) > 1:
         script = node_script(deployment.origin, "one address for all instances", [router(deployment)])
         result.append(ExportFile("router.sh", script, executable=True))
     return result
+
+
+def map_files(deployment: Deployment) -> list[ExportFile]:
+    """The expert-location file where experts are not placed in order."""
+    if not needs_map(deployment.pool):
+        return []
+    text = json.dumps({"physical_to_logical_map": location_rows(deployment.pool)}) + "\n"
+    return [ExportFile(location_file(deployment), text)]
+
+
+def check_pools(pools: Sequence[Pool]) -> None:
+    """What prefill and decode servers find out about one another when they meet.
+
+    Raises
+    ------
+    ExportError
+        Decode instances have pipeline stages, but not as many as all prefill instances.
+    """
+    prefill = {pool.strategy.pp for pool in pools if pool.role == "prefill"}
+    for pool in pools:
+        if pool.role == "decode" and pool.strategy.pp > 1 and prefill != {pool.strategy.pp}:
+            raise ExportError(
+                f"SGLang's decode servers have one pipeline stage or as many as the prefill servers, the deployment "
+                f"has {pool.strategy.pp} and {', '.join(map(str, sorted(prefill)))}; deploy with --max-pp 1, or export "
+                "to trtllm"
+            )

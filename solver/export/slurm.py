@@ -6,7 +6,7 @@ GPU and, within its replica, RANK and WORLD_SIZE.
 
 from __future__ import annotations
 
-from solver.export.deployment import Deployment
+from solver.export.deployment import Deployment, Launch
 from solver.export.files import ExportFile, comment_head
 
 WRAPPER = """set -euo pipefail
@@ -25,17 +25,22 @@ exec "$@"
 
 def files(deployment: Deployment) -> list[ExportFile]:
     """Host file, device of every task, task wrapper, batch script."""
-    seats = [seat for instance in deployment.instances for seat in instance.seats]
-    hosts_file = f"hosts.{deployment.short_digest}.txt"
-    devices_file = f"devices.{deployment.short_digest}.txt"
     wrapper = WRAPPER
     for word, value in (
         ("@WORLD@", str(deployment.pool.strategy.instance_gpus)),
-        ("@DEVICES@", devices_file),
-        ("@HOSTS@", hosts_file),
+        ("@DEVICES@", f"devices.{deployment.short_digest}.txt"),
+        ("@HOSTS@", f"hosts.{deployment.short_digest}.txt"),
         ("@PORT@", str(deployment.port)),
     ):
         wrapper = wrapper.replace(word, value)
+    return job_files(deployment, wrapper)
+
+
+def job_files(deployment: Launch, wrapper: str) -> list[ExportFile]:
+    """The job of all instances; `wrapper` is what a task runs before the program."""
+    seats = [seat for instance in deployment.instances for seat in instance.seats]
+    hosts_file = f"hosts.{deployment.short_digest}.txt"
+    devices_file = f"devices.{deployment.short_digest}.txt"
     per_node = max(sum(len(share.seats) for _, share in deployment.shares_of(node)) for node in deployment.nodes)
     nodelist = ",".join(deployment.host(node) for node in deployment.nodes)
     batch = (

@@ -6,13 +6,15 @@ Where the plan's ranks are not consecutive on nodes, every process is started by
 
 from __future__ import annotations
 
-from solver.export.deployment import Deployment, Instance, NodeShare
+from collections.abc import Mapping
+
+from solver.export.deployment import Instance, Launch, NodeShare
 from solver.export.files import ExportFile, comment_head
 
 MASTER_PORT = 3
 
 
-def torchrun_words(deployment: Deployment, instance: Instance, share: NodeShare) -> tuple[str, ...]:
+def torchrun_words(deployment: Launch, instance: Instance, share: NodeShare) -> tuple[str, ...]:
     """The torchrun command of one node, up to the program."""
     return (
         "torchrun",
@@ -24,9 +26,9 @@ def torchrun_words(deployment: Deployment, instance: Instance, share: NodeShare)
     )  # fmt: skip
 
 
-def _started(deployment: Deployment, instance: Instance, share: NodeShare) -> str:
+def _started(deployment: Launch, instance: Instance, share: NodeShare, role: str | None) -> str:
     """Shell lines that start an instance's processes on one node; the program is the script's arguments."""
-    env = f"REPLICA={instance.replica}"
+    env = f"REPLICA={instance.replica}" + (f" ROLE={role}" if role else "")
     if instance.is_contiguous:
         devices = ",".join(map(str, share.local_gpus))
         words = " ".join(torchrun_words(deployment, instance, share))
@@ -41,15 +43,23 @@ def _started(deployment: Deployment, instance: Instance, share: NodeShare) -> st
     )
 
 
-def files(deployment: Deployment) -> list[ExportFile]:
-    """A script per node; its arguments are the program, as in ``node-0.sh serve.py --option``."""
+def files(deployment: Launch, roles: Mapping[int, str] | None = None) -> list[ExportFile]:
+    """A script per node; its arguments are the program, as in ``node-0.sh serve.py --option``.
+
+    Parameters
+    ----------
+    roles : what every instance does, by its number, where they differ; told to the program as ROLE
+    """
     width = len(str(max(deployment.nodes)))
     result = []
     for node in deployment.nodes:
         head = comment_head(
             deployment.origin, f"node {node} ({deployment.host(node)}); usage: $0 PROGRAM [ARGUMENT...]"
         )
-        lines = "".join(_started(deployment, instance, share) for instance, share in deployment.shares_of(node))
+        lines = "".join(
+            _started(deployment, instance, share, (roles or {}).get(instance.replica))
+            for instance, share in deployment.shares_of(node)
+        )
         text = (
             f"#!/usr/bin/env bash\n{head}set -euo pipefail\n"
             f"trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{lines}wait\n"

@@ -10,7 +10,8 @@ from solver.export.deployment import Deployment, Instance, Pool
 from solver.export.files import Command, ExportFile, Yaml, comment_head, flags, yaml_text
 from solver.export.nodes import node_files
 
-CONFIG, BALANCER = "trtllm.yaml", "moe_load_balancer.yaml"
+TRANSFER = "UCX"
+"""Backend that moves the KV cache from context to generation servers."""
 TOKENS_PER_BLOCK = 32
 """KV tokens are allocated in blocks of this size (the release's default)."""
 
@@ -20,12 +21,23 @@ def needs_map(pool: Pool) -> bool:
     return not pool.has_linear_map
 
 
-def settings(pool: Pool, gpus_per_node: int) -> dict[str, Yaml]:
+def config_file(deployment: Deployment) -> str:
+    """Name of the file with the settings."""
+    return f"trtllm.{deployment.name}.yaml" if deployment.name else "trtllm.yaml"
+
+
+def balancer_file(deployment: Deployment) -> str:
+    """Name of the file with the placement of experts."""
+    return f"moe_load_balancer.{deployment.name}.yaml" if deployment.name else "moe_load_balancer.yaml"
+
+
+def settings(deployment: Deployment) -> dict[str, Yaml]:
     """Everything the server is told; nothing is left to the command line, where precedence differs by version."""
+    pool = deployment.pool
     strategy, problem = pool.strategy, pool.problem
-    blocks = -(-pool.longest_sequence // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
+    blocks = _in_blocks(pool.longest_sequence)
     kv_cache: dict[str, Yaml] = {
-        "max_tokens": pool.sequences_per_rank * blocks,
+        "max_tokens": pool.cached_sequences * blocks,
         "free_gpu_memory_fraction": 0.95,
         "dtype": "fp8" if problem.llm.dtypes.kv == "fp8" else "auto",
     }
@@ -33,7 +45,7 @@ def settings(pool: Pool, gpus_per_node: int) -> dict[str, Yaml]:
         "backend": "pytorch",
         "tensor_parallel_size": strategy.stage_gpus,
         "pipeline_parallel_size": strategy.pp,
-        "gpus_per_node": gpus_per_node,
+        "gpus_per_node": len(deployment.instances[0].shares[0].seats),
         "enable_attention_dp": strategy.attn_dp > 1,
         "max_batch_size": strategy.batch,
         "max_num_tokens": pool.step_tokens,
@@ -48,9 +60,18 @@ def settings(pool: Pool, gpus_per_node: int) -> dict[str, Yaml]:
         table["moe_tensor_parallel_size"] = strategy.moe_tp
         moe: dict[str, Yaml] = {"backend": "WIDEEP" if pool.uses_all_to_all or needs_map(pool) else "AUTO"}
         if needs_map(pool):
-            moe["load_balancer"] = BALANCER
+            moe["load_balancer"] = balancer_file(deployment)
         table["moe_config"] = moe
+    if pool.role == "prefill":
+        table["disable_overlap_scheduler"] = True  # context servers refuse the overlap scheduler
+    if pool.role != "aggregated":
+        longest = _in_blocks(problem.workload.longest_isl)
+        table["cache_transceiver_config"] = {"backend": TRANSFER, "max_tokens_in_buffer": longest}
     return table
+
+
+def _in_blocks(tokens: int) -> int:
+    return -(-tokens // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
 
 
 def balancer(pool: Pool) -> dict[str, Yaml]:
@@ -71,7 +92,7 @@ def commands(deployment: Deployment) -> list[Command]:
 def _command(deployment: Deployment, instance: Instance) -> Command:
     first = instance.shares[0]
     port = flags([("--host", "0.0.0.0"), ("--port", deployment.port_of(instance))])
-    serve = ("trtllm-serve", deployment.weights, "--config", CONFIG, *port)
+    serve = ("trtllm-serve", deployment.weights, "--config", config_file(deployment), *port)
     env: tuple[tuple[str, str], ...] = (("CUDA_VISIBLE_DEVICES", ",".join(map(str, first.local_gpus))),)
     if len(instance.shares) == 1:
         return Command(first.node, instance.replica, env, serve)
@@ -85,12 +106,21 @@ def _command(deployment: Deployment, instance: Instance) -> Command:
 
 def files(deployment: Deployment) -> list[ExportFile]:
     """Configuration, load balancer, host files and start scripts."""
-    pool = deployment.pool
-    per_node = len(deployment.instances[0].shares[0].seats)
-    head = comment_head(deployment.origin)
-    result = [ExportFile(CONFIG, head + yaml_text(settings(pool, per_node)) + "\n")]
+    urls = [f"{deployment.lead(i)}:{deployment.port_of(i)}" for i in deployment.instances]
+    note = comment_head(deployment.origin, "addresses of all instances, for the load balancer in front of them")
+    return [
+        *config_files(deployment),
+        ExportFile("endpoints.txt", note + "\n".join(urls) + "\n"),
+        *node_files(deployment.origin, deployment.hosts, commands(deployment)),
+    ]
+
+
+def config_files(deployment: Deployment) -> list[ExportFile]:
+    """What the servers read: configuration, load balancer, host files."""
+    pool, head = deployment.pool, comment_head(deployment.origin)
+    result = [ExportFile(config_file(deployment), head + yaml_text(settings(deployment)) + "\n")]
     if needs_map(pool):
-        result.append(ExportFile(BALANCER, head + yaml_text(balancer(pool)) + "\n"))
+        result.append(ExportFile(balancer_file(deployment), head + yaml_text(balancer(pool)) + "\n"))
     for instance in deployment.instances:
         if len(instance.shares) > 1:
             lines = [deployment.host(seat.record.node) for seat in instance.seats]
@@ -101,7 +131,4 @@ def files(deployment: Deployment) -> list[ExportFile]:
                 for seat in instance.seats
             ]
             result.append(ExportFile(f"rankfile-{instance.replica}.txt", head + "".join(ranks)))
-    urls = [f"{deployment.lead(i)}:{deployment.port_of(i)}" for i in deployment.instances]
-    note = comment_head(deployment.origin, "addresses of all instances, for the load balancer in front of them")
-    result.append(ExportFile("endpoints.txt", note + "\n".join(urls) + "\n"))
-    return [*result, *node_files(deployment, commands(deployment))]
+    return result

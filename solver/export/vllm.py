@@ -15,6 +15,9 @@ from solver.export.nodes import node_files
 
 RPC_PORT, MASTER_PORT = 1, 2
 """Offsets of an instance's further ports from its HTTP port."""
+SIDE_CHANNEL_PORT, SIDE_CHANNELS = 1000, 10
+"""The NIXL side channels of an instance (one per data-parallel rank) begin so far above the first instance's HTTP port,
+and so many times as far apart as the HTTP ports."""
 NEVER = 2**30
 """A token threshold that no step reaches: switches dual-batch overlap off in one phase."""
 STEP_INTERVAL, WINDOW = 3000, 1000
@@ -110,7 +113,7 @@ def serve_options(deployment: Deployment, pool: Pool) -> list[str]:
     if problem.workload.speculative is not None:
         draft = {"method": "mtp", "num_speculative_tokens": problem.workload.speculative.draft}
         options.append(("--speculative-config", json.dumps(draft)))
-    if pool.role != "both":
+    if pool.role != "aggregated":
         role = "kv_producer" if pool.role == "prefill" else "kv_consumer"
         options.append(("--kv-transfer-config", json.dumps({"kv_connector": "NixlConnector", "kv_role": role})))
     return [deployment.weights, *flags(options)]
@@ -152,14 +155,21 @@ def node_options(deployment: Deployment, instance: Instance, share: NodeShare) -
     return flags([*data, ("--headless", True)] if share.index else [http, *data])
 
 
-def environment(deployment: Deployment, share: NodeShare) -> list[tuple[str, str]]:
+def environment(deployment: Deployment, instance: Instance, share: NodeShare) -> list[tuple[str, str]]:
     """Environment of an instance's processes on one node."""
     pool = deployment.pool
     env = [("CUDA_VISIBLE_DEVICES", ",".join(map(str, share.local_gpus)))]
     if pool.strategy.pp > 1:
         env.append(("VLLM_PP_LAYER_PARTITION", ",".join(map(str, pool.placement.stage_layers))))
     if needs_map(pool):
-        env.append(("SHARDWRIGHT_EXPERT_MAP", f"expert-map.{deployment.short_digest}.json"))
+        env.append(("SHARDWRIGHT_EXPERT_MAP", f"expert-map.{deployment.tag}.json"))
+    if pool.role != "aggregated":
+        above = deployment.port_of(instance) - deployment.port
+        side_channel = deployment.port + SIDE_CHANNEL_PORT + SIDE_CHANNELS * above
+        env += [
+            ("VLLM_NIXL_SIDE_CHANNEL_HOST", deployment.host(share.node)),
+            ("VLLM_NIXL_SIDE_CHANNEL_PORT", str(side_channel)),
+        ]
     return env
 
 
@@ -170,7 +180,7 @@ def commands(deployment: Deployment) -> list[Command]:
         Command(
             share.node,
             instance.replica,
-            tuple(environment(deployment, share)),
+            tuple(environment(deployment, instance, share)),
             ("vllm", "serve", *common, *node_options(deployment, instance, share)),
         )
         for instance in deployment.instances
@@ -187,6 +197,11 @@ def check(deployment: Deployment) -> None:
         One sentence with the alternative.
     """
     pool = deployment.pool
+    if pool.role == "decode" and pool.strategy.pp > 1:
+        raise ExportError(
+            f"vLLM's NIXL connector takes no KV cache into pipeline stages, the decode instances have pp = "
+            f"{pool.strategy.pp}; export to trtllm, or deploy with --max-pp 1"
+        )
     if not needs_map(pool):
         return
     if pool.num_slots % pool.strategy.moe_ep:
@@ -203,14 +218,19 @@ def check(deployment: Deployment) -> None:
 
 def files(deployment: Deployment) -> list[ExportFile]:
     """Scripts per node, and map and plugin where the experts are not placed in order."""
+    return [*node_files(deployment.origin, deployment.hosts, commands(deployment)), *map_files(deployment)]
+
+
+def map_files(deployment: Deployment) -> list[ExportFile]:
+    """Map and plugin where the experts are not placed in order, after the check."""
     check(deployment)
-    pool, result = deployment.pool, node_files(deployment, commands(deployment))
+    pool, result = deployment.pool, []
     if needs_map(pool):
         rows = [list(pool.slots_of_layer(i)) for i in range(pool.problem.llm.num_moe_layers)]
         head = comment_head(deployment.origin, "install on every node: pip install ./plugin")
         result += [
             ExportFile(
-                f"expert-map.{deployment.short_digest}.json",
+                f"expert-map.{deployment.tag}.json",
                 json.dumps({"plan": deployment.digest, "physical_to_logical_map": rows}) + "\n",
             ),
             ExportFile(f"plugin/{PLUGIN}.py", f"# {deployment.origin}\n{PLUGIN_CODE}"),

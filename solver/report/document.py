@@ -31,10 +31,12 @@ class Grid:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture of one kind, drawn in HTML only: times, memory, balance, pareto, map."""
+    """A picture of one kind, drawn in HTML only: times, memory, balance, pareto, map, gpus."""
 
     kind: str
     title: str
+    instead: Grid | None = None
+    """What Markdown says in its place."""
 
 
 @dataclass(frozen=True)

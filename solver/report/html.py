@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html as escape
 import json
+from collections.abc import Callable
 from importlib import resources
 from itertools import islice
 
@@ -27,19 +28,29 @@ def html_page(document: Document, plan: Plan) -> str:
     ReportError
         matplotlib is not installed.
     """
-    style, script = (_resource(name) for name in ("page.css", "page.js"))
-    body = "\n".join(_section(section, plan) for section in document.sections)
+    data = f"<script type='application/json' id='map-data'>{_map_data(plan)}</script>\n"
+    return page(document, lambda chart: _chart(chart, plan), f"{data}<script>\n{_resource('page.js')}</script>\n")
+
+
+def page(document: Document, draw: Callable[[Chart], str], scripts: str = "") -> str:
+    """The frame of a report: head, contents, sections.
+
+    Parameters
+    ----------
+    draw : HTML of a chart
+    scripts : elements at the end of the page
+    """
+    body = "\n".join(_section(section, draw) for section in document.sections)
     return (
         "<!DOCTYPE html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
         "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'; "
         "script-src 'unsafe-inline'; img-src data:\">\n"
         "<link rel='icon' href='data:,'>\n"
-        f"<title>{escape.escape(document.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f"<title>{escape.escape(document.title)}</title>\n<style>\n{_resource('page.css')}</style>\n</head>\n<body>\n"
         f"<header><h1>{escape.escape(document.title)}</h1><p class='origin'>{escape.escape(document.subtitle)}</p>"
         f"</header>\n<nav>{_contents(document)}</nav>\n<main>\n{body}\n</main>\n"
-        f"<script type='application/json' id='map-data'>{_map_data(plan)}</script>\n<script>\n{script}</script>\n"
-        "</body>\n</html>\n"
+        f"{scripts}</body>\n</html>\n"
     )
 
 
@@ -56,18 +67,18 @@ def _contents(document: Document) -> str:
     return "".join(f"<a href='#{_anchor(s.title)}'>{escape.escape(s.title)}</a>" for s in links)
 
 
-def _section(section: Section, plan: Plan) -> str:
+def _section(section: Section, draw: Callable[[Chart], str]) -> str:
     head = f"<h{section.level} id='{_anchor(section.title)}'>{escape.escape(section.title)}</h{section.level}>"
-    return head + "".join(_block(block, plan) for block in section.blocks)
+    return head + "".join(_block(block, draw) for block in section.blocks)
 
 
-def _block(block: Block, plan: Plan) -> str:
+def _block(block: Block, draw: Callable[[Chart], str]) -> str:
     if isinstance(block, Paragraph):
         return f"<p>{escape.escape(block.text)}</p>"
     if isinstance(block, Bullets):
         return "<ul>" + "".join(f"<li>{escape.escape(item)}</li>" for item in block.items) + "</ul>"
     if isinstance(block, Chart):
-        return _chart(block, plan)
+        return draw(block)
     if isinstance(block, Drawing):
         return _figure(block.title, block.svg())
     return _table(block)

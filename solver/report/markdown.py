@@ -6,15 +6,23 @@ from solver.report.document import Block, Bullets, Chart, Document, Drawing, Gri
 
 
 def markdown(document: Document) -> str:
-    """The whole document; charts are left out (their numbers are in the tables)."""
+    """The whole document; charts are left out (their numbers are in the tables) or said in words."""
     lines = [f"# {_escaped(document.title)}", "", f"`{document.subtitle}`", ""]
     for section in document.sections:
-        if section.blocks and all(isinstance(block, Chart | Drawing) for block in section.blocks):
+        if section.blocks and all(_is_drawn(block) for block in section.blocks):
             continue
         lines += [f"{'#' * section.level} {_escaped(section.title)}", ""]
         for block in section.blocks:
-            lines += [*_block(block), ""] if not isinstance(block, Chart | Drawing) else []
+            if isinstance(block, Chart):
+                lines += [*_block(block.instead), ""] if block.instead is not None else []
+            elif not isinstance(block, Drawing):
+                lines += [*_block(block), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _is_drawn(block: Block) -> bool:
+    """Whether a block is a picture that Markdown has no words for."""
+    return isinstance(block, Drawing) or (isinstance(block, Chart) and block.instead is None)
 
 
 def _block(block: Block) -> list[str]:
