@@ -35,7 +35,7 @@ COLOURS = {
 }
 """Shades of a role, by turns for its groups; told apart by the colour-blind, too."""
 STYLE = (
-    "<style>.gpu.first{box-shadow:-3px 0 0 -1px var(--ink)}"
+    "<style>.gpu.first{box-shadow:inset 3px 0 0 var(--ink)}"
     ".sites h4{margin:14px 0 4px}.sites .row{display:flex;flex-wrap:wrap;gap:6px}"
     ".keys span{margin-right:16px;font-size:13px}.keys i{display:inline-block;width:11px;height:11px;"
     "border-radius:2px;margin-right:5px}</style>"
@@ -186,6 +186,7 @@ def _drawn(deployment: DeploymentPlan) -> str:
         f"<span><i style='background:{colour}'></i>{escape.escape(words)}</span>" for colour, words in keys
     )
     sites = "".join(_site(deployment, site, cells) for site, cells in enumerate(held))
+    legend += "<span>a bar begins an instance</span>"
     return f"{STYLE}<div class='sites' role='img' aria-label='Every GPU'><div class='keys'>{legend}</div>{sites}</div>"
 
 
