@@ -299,6 +299,11 @@ def test_pods_have_the_gpus_and_the_role(engine: str, tmp_path: Path) -> None:
         each = int(container["resources"]["limits"]["nvidia.com/gpu"]) * template["size"]
         gpus[role] += manifest["spec"]["replicas"] * each
         assert container["command"][container["command"].index("--port") + 1] == "30000"
+        assert leader["metadata"]["labels"]["deployment"] == f"plan-{plan.digest[:12]}"
+        port = leader["metadata"].get("annotations", {}).get("sglang.ai/bootstrap-port")
+        command = container["command"]
+        flag = "--disaggregation-bootstrap-port"
+        assert port == (command[command.index(flag) + 1] if flag in command else None)
         if engine == "vllm":
             env = {entry["name"]: entry for entry in container["env"]}
             assert env["VLLM_NIXL_SIDE_CHANNEL_HOST"]["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
@@ -477,8 +482,11 @@ def test_reports_have_every_part(tmp_path: Path) -> None:
     assert f"{plan.metrics.requests_per_s:.4g} requests/s" in text
     for group in plan.groups:
         assert group.plan.strategy.full_label.removesuffix("-R1") in text
-    # The map of nodes of eight: decode instances of four and three, then nine prefill instances of one GPU.
-    assert "DDDD\\|DDD\\|P" in text
+    # Two nodes of eight, none idle: seven GPUs decode in two instances, nine prefill alone.
+    signs = "".join(row.split(" | ")[2] for row in text.splitlines() if row.startswith("| h200x16 |"))
+    assert {"DDDD", "DDD"} < set(re.split(r"[^D]+", signs))
+    assert signs.count("D") == 7
+    assert "." not in signs
     assert "P\\|P\\|P\\|P\\|P\\|P\\|P\\|P" in text
 
 
