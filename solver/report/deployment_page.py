@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from solver.deployment import ROLES, DeploymentPlan, InstanceGroup, InstanceSize, expand_deployment
+from solver.deployment import ROLES, DeploymentPlan, InstanceGroup, InstanceSize, Run, expand_deployment
 from solver.plan import GpuRecord
 from solver.report.deployed import (
     LEGEND,
@@ -119,12 +119,19 @@ def _instances(deployment: DeploymentPlan) -> Iterator[Block]:
     for group in deployment.groups:
         fullest = max(group.plan.memory, key=lambda stage: stage.total_kib / stage.capacity_kib)
         memory = f"{short_bytes(fullest.total_kib * 1024)}, {fullest.total_kib / fullest.capacity_kib:.0%}"
-        starts = ", ".join(
-            str(run.first) if run.count == 1 else f"{run.first}, +{run.step}, {run.count} times" for run in group.starts
-        )
+        starts = "; ".join(_run(run) for run in group.starts)
         count, *cells = group_cells(deployment, group)
         rows.append((count.removesuffix(" x"), *cells, memory, starts))
     yield Grid(header, tuple(rows), "Memory of the fullest rank, and its share of what is usable.")
+
+
+def _run(run: Run) -> str:
+    last = run.first + run.step * (run.count - 1)
+    if run.count == 1:
+        return str(run.first)
+    if run.step == 1:
+        return f"{run.first}-{last}"
+    return f"{run.first}, {run.first + run.step}{f', ..., {last}' if run.count > 2 else ''}"
 
 
 def _maps(deployment: DeploymentPlan) -> Iterator[Block]:
