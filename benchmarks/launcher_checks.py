@@ -39,6 +39,7 @@ from solver import (
     solve,
 )
 from solver.export import ExportOptions
+from solver.specs.llm import Llm
 
 CONFIG_OF_LLM = {
     "deepseek-v3": "deepseek-ai--DeepSeek-V3",
@@ -177,6 +178,8 @@ def check_deployments(
                 tally.add("deployments: GPUs launched once", launched == wanted, f"{case.name} to {target}")
                 if target == engine and engine in lines:
                     lines[engine] += engine_lines(case, folder)
+                if target == engine == "trtllm":
+                    lint_trtllm(given.checks.resolve(), found.problems[0].llm, folder, tally)
 
 
 def weights_folder(llm: str, configs: Path, work: Path) -> Path:
@@ -268,6 +271,17 @@ def check_megatron(checks: Path, plan: Plan, folder: Path, tally: Tally, name: s
         )
 
 
+def lint_trtllm(checks: Path, llm: Llm, folder: Path, tally: Tally) -> None:
+    """Transcribed rules on every configuration of an export."""
+    sizes = [str(llm.num_layers), str(llm.moe.num_experts), str(llm.moe_layer_indices[0])] if llm.moe else []
+    for config in sorted(folder.glob("trtllm*.yaml")):
+        done = subprocess.run(
+            [str(checks / "venv/bin/python"), str(checks / "trtllm_check.py"), config.name, *sizes],
+            cwd=folder, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        tally.add("TensorRT-LLM YAML (lint)", done.returncode == 0, f"{config}: {done.stdout}{done.stderr[-300:]}")
+
+
 def main() -> int:
     """Run everything that the environment allows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -323,15 +337,7 @@ def main() -> int:
         if case.engine == "megatron":
             check_megatron(checks, plan, folder, tally, case.name)
         if case.engine == "trtllm":
-            llm = plan.problem.llm
-            sizes = [str(llm.num_layers), str(llm.moe.num_experts), str(llm.moe_layer_indices[0])] if llm.moe else []
-            done = subprocess.run(
-                [str(checks / "venv/bin/python"), str(checks / "trtllm_check.py"), "trtllm.yaml", *sizes],
-                cwd=folder, capture_output=True, text=True, check=False,
-            )  # fmt: skip
-            tally.add(
-                "TensorRT-LLM YAML (lint)", done.returncode == 0, f"{case.name}: {done.stdout}{done.stderr[-300:]}"
-            )
+            lint_trtllm(checks, plan.problem.llm, folder, tally)
     if manifests:
         crds = f"{checks.parent / 'crds/lws.yaml'},{checks.parent / 'crds/dgd.yaml'}"
         done = subprocess.run(

@@ -82,7 +82,5 @@ def test_on_the_command_line() -> None:
     assert "throughput >= 1 tokens/s; efficiency >= 0.5 tokens/s/GPU" in " ".join(result.out.split())
     none = run("solve", *SMALL, "--min-throughput", "1,000,000,000", "--no-progress")
     assert none.code == 3
-    assert "[slo-throughput] at least 1e+09 tokens/s is asked, but the best of all strategies" in " ".join(
-        none.out.split()
-    )
+    assert "[slo-throughput] at least 1e+09 tokens/s" in " ".join(none.out.split())
     assert "no rate" in error_line(run("solve", *SMALL, "--min-throughput", "fast"))

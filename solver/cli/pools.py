@@ -144,8 +144,10 @@ def _sites(ask: Ask, texts: list[str]) -> tuple[list[Problem], tuple[float, ...]
             value = float(number)
         except ValueError:
             value = math.nan
-        if not equals or not name or not (0 < value <= 10**6):
-            raise SpecError(f"--price {text[:60]!r}: expected CLUSTER=PRICE, a price per GPU and hour above 0")
+        if not equals or not name or not (1e-3 <= value <= 10**6):
+            raise SpecError(
+                f"--price {text[:60]!r}: expected CLUSTER=PRICE, a price per GPU and hour of at least 0.001"
+            )
         if name in names:
             raise SpecError(f"--price gives the cluster {name!r} twice")
         names.append(name)

@@ -61,6 +61,8 @@ class MixProgram:
             self._room(site)
         self._few_shapes()
         self.rate = self._rate()
+        self.is_impossible = False
+        """Proved by :meth:`solve`: no mix does what is asked."""
 
     def _most(self, size: InstanceSize) -> int:
         problem = self.problems[size.site]
@@ -142,6 +144,7 @@ class MixProgram:
     def solve(self, limits: SearchLimits, ties: Sequence[Expr]) -> Mix | None:
         """The best mix, ties broken by these expressions (smaller is better); None when none reaches the demand."""
         if not self.count:
+            self.is_impossible = True
             return None
         if self.asked.goal == "efficiency":
             return self._most_efficient(limits, ties)
@@ -193,6 +196,7 @@ class MixProgram:
             else:
                 break
         if reached == 0:
+            self.is_impossible = beyond == 1
             return None
         self.model.add(self.rate >= reached * EFFICIENCY_STEP * self.gpus)
         found = self._lexicographic(limits, 0, ties)
@@ -217,6 +221,7 @@ class MixProgram:
             solver = _solver(limits)
             status = _status(solver, self.model)
             if status not in ("OPTIMAL", "FEASIBLE"):
+                self.is_impossible = found is None and status == "INFEASIBLE"
                 return found
             value, proved = solver.value(target), int(solver.response_proto.inner_objective_lower_bound)
             if found is None:
@@ -262,13 +267,17 @@ def total(terms: Iterable[Expr]) -> Expr:
 
 
 def rate_unit(bounds: Mapping[InstanceSize, int]) -> int:
-    """The unit of rates per GPU, nHz: a power of ten, about a millionth of what the best GPU serves.
+    """The unit of rates per GPU, nHz: a power of ten, about a millionth of what a GPU of the slowest pool serves best.
 
     Sums in a finer unit hardly ever tie, and integer programs that must tell sums apart that differ by 10^-12 do not
     close.
     """
-    most = max((bound // size.gpus for size, bound in bounds.items()), default=1)
-    return int(10 ** max(0, len(str(most)) - 6))
+    best: dict[tuple[int, str], int] = {}
+    for size, bound in bounds.items():
+        pool = (size.site, size.role)
+        best[pool] = max(best.get(pool, 0), bound // size.gpus)
+    slowest = min((rate for rate in best.values() if rate > 0), default=1)
+    return int(10 ** max(0, len(str(slowest)) - 6))
 
 
 def _status(solver: cp_model.CpSolver, model: cp_model.CpModel) -> str:

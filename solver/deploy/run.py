@@ -60,7 +60,9 @@ class Front:
     mode: Mode
     best: Mix | None = None
     bound: int | None = None
-    """Absent: not even the bounds reach what is asked."""
+    """Absent: nothing is known yet, or nothing can be served."""
+    is_impossible: bool = False
+    """Proved: not even the bounds of all sizes reach what is asked."""
     is_closed: bool = False
     is_seeded: bool = False
 
@@ -154,6 +156,22 @@ class _Search:
                     for size, bound in size_bounds(pool_problem(problem, role), site).items():
                         self.known[size] = Known(bound)
         self.unit_nhz = rate_unit({size: known.bound for size, known in self.known.items()})
+        for front in self.fronts:
+            front.bound = self._trivial_bound(front)
+            front.is_closed = front.is_impossible = front.bound is None
+
+    def _trivial_bound(self, front: Front) -> int | None:
+        """What no mix exceeds before any is looked at; None where a pool has no size at all."""
+        best = dict.fromkeys(ROLES[front.mode], 0.0)
+        for size, known in self.known.items():
+            if size.role in best:
+                best[size.role] = max(best[size.role], known.bound / size.gpus)
+        if not all(best.values()):
+            return None
+        per_gpu = int(min(best.values())) + 1
+        if self.asked.goal == "throughput":
+            return per_gpu * sum(problem.gpu_budget for problem in self.problems)
+        return per_gpu if self.asked.goal == "efficiency" else 1
 
     # --- one mode -----------------------------------------------------------------------------------------------------
 
@@ -163,7 +181,7 @@ class _Search:
             self._seed(front)
         mix = self._mix_of_bounds(front)
         if mix is None:
-            front.is_closed = True
+            front.is_closed = True  # impossible, or out of time with the last bound standing
             return
         wanted = [size for size in mix.counts if not self.known[size].is_searched]
         for size in sorted(wanted, key=lambda size: size.sort_key):
@@ -195,7 +213,8 @@ class _Search:
         return self.known[size].bound / size.gpus
 
     def _bound(self, front: Front) -> None:
-        front.is_closed = self._mix_of_bounds(front) is None
+        self._mix_of_bounds(front)
+        front.is_closed = front.is_impossible
 
     def _mix_of_bounds(self, front: Front) -> Mix | None:
         """The best mix if every size reached its bound, of searched sizes as far as possible."""
@@ -203,7 +222,12 @@ class _Search:
         bounds = {size: known.bound for size, known in self.known.items() if not known.is_dominated}
         program = self._program(front.mode, bounds, self.asked)
         mix = program.solve(self._limits(), program.without(open_))
-        front.bound = None if mix is None else mix.bound
+        serves = mix is not None and (mix.bound > 0 or self.sign < 0)
+        if mix is not None and serves:
+            front.bound = mix.bound
+        elif program.is_impossible or mix is not None:
+            front.bound, front.is_impossible = None, True
+            return None
         return mix
 
     def _one_fewer(self, outcome: DeployOutcome) -> int | None:
@@ -291,9 +315,8 @@ class _Search:
     def _outcome(self, interrupted: bool) -> DeployOutcome:
         winner = self._best()
         if winner is None:
-            impossible = all(front.bound is None for front in self.fronts) and not interrupted and bool(self.fronts)
-            exhausted = all(front.is_closed for front in self.fronts)
-            status: Status = "INFEASIBLE" if (impossible or exhausted) and not interrupted else "UNKNOWN"
+            impossible = all(front.is_impossible for front in self.fronts)
+            status: Status = "INFEASIBLE" if impossible and not interrupted else "UNKNOWN"
         else:
             status = "OPTIMAL" if self._most_promising() is None and not interrupted else "FEASIBLE"
             if winner.best is not None and self.bound_of_all() == winner.best.value:

@@ -258,14 +258,13 @@ class Fleet(Launch):
         """Whether a prompt is prefilled by other instances than those that decode it."""
         return any(part.pool.role != "aggregated" for part in self.parts)
 
-    def urls(self, role: Role) -> list[tuple[Deployment, Instance, str]]:
-        """Instances that do something, each with its address."""
-        return [
-            (part, instance, f"http://{self.lead(instance)}:{self.port_of(instance)}")
-            for part in self.parts
-            if part.pool.role == role
-            for instance in part.instances
-        ]
+    def serving(self, role: Role) -> list[Instance]:
+        """Instances of a pool."""
+        return [instance for part in self.parts if part.pool.role == role for instance in part.instances]
+
+    def address(self, instance: Instance) -> str:
+        """Host and port of an instance's API."""
+        return f"{self.lead(instance)}:{self.port_of(instance)}"
 
 
 def launcher_rank(order: MeshOrder, strategy: Strategy, record: GpuRecord) -> int:

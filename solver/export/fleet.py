@@ -36,7 +36,7 @@ def vllm_files(fleet: Fleet) -> list[ExportFile]:
         urls = [*_listed(fleet, "prefill", "--prefill"), *_listed(fleet, "decode", "--decode")]
         shell = (*shell, "--vllm-pd-disaggregation", "--kv-connector", "nixl", *urls)
     else:
-        shell = (*shell, "--worker-urls", *(url for _, _, url in fleet.urls("aggregated")))
+        shell = (*shell, "--worker-urls", *_urls(fleet, "aggregated"))
     return [*_scripts(fleet, vllm.commands), *maps.values(), *_router(fleet, shell)]
 
 
@@ -47,12 +47,12 @@ def sglang_files(fleet: Fleet) -> list[ExportFile]:
     shell = ("python3", "-m", "sglang_router.launch_router", *_address(fleet))
     if fleet.is_disaggregated:
         prefill = [
-            ("--prefill", url, str(fleet.port_of(instance, sglang.BOOTSTRAP_PORT)))
-            for _, instance, url in fleet.urls("prefill")
+            ("--prefill", f"http://{fleet.address(instance)}", str(fleet.port_of(instance, sglang.BOOTSTRAP_PORT)))
+            for instance in fleet.serving("prefill")
         ]
         shell = (*shell, "--pd-disaggregation", *chain(*prefill), *_listed(fleet, "decode", "--decode"))
     else:
-        shell = (*shell, "--worker-urls", *(url for _, _, url in fleet.urls("aggregated")))
+        shell = (*shell, "--worker-urls", *_urls(fleet, "aggregated"))
     return [*_scripts(fleet, sglang.commands), *maps, *_router(fleet, shell)]
 
 
@@ -61,12 +61,12 @@ def trtllm_files(fleet: Fleet) -> list[ExportFile]:
     made = [*_scripts(fleet, trtllm.commands), *(file for part in fleet.parts for file in trtllm.config_files(part))]
     head = comment_head(fleet.origin)
     if not fleet.is_disaggregated:
-        urls = "".join(f"{url.removeprefix('http://')}\n" for _, _, url in fleet.urls("aggregated"))
+        addresses = "".join(f"{fleet.address(instance)}\n" for instance in fleet.instances)
         note = comment_head(fleet.origin, "addresses of all instances, for the load balancer in front of them")
-        return [*made, ExportFile("endpoints.txt", note + urls)]
+        return [*made, ExportFile("endpoints.txt", note + addresses)]
     front: dict[str, Yaml] = {"hostname": "0.0.0.0", "port": fleet.port + ROUTER_PORT, "backend": "pytorch"}
-    for key, served in (("context_servers", fleet.urls("prefill")), ("generation_servers", fleet.urls("decode"))):
-        front[key] = {"num_instances": len(served), "urls": [url.removeprefix("http://") for _, _, url in served]}
+    for key, served in (("context_servers", fleet.serving("prefill")), ("generation_servers", fleet.serving("decode"))):
+        front[key] = {"num_instances": len(served), "urls": [fleet.address(instance) for instance in served]}
     shell = ("trtllm-serve", "disaggregated", "-c", DISAGGREGATED)
     return [*made, ExportFile(DISAGGREGATED, head + yaml_text(front) + "\n"), *_router(fleet, shell)]
 
@@ -91,7 +91,11 @@ def _address(fleet: Fleet) -> list[str]:
 
 
 def _listed(fleet: Fleet, role: Role, flag: str) -> list[str]:
-    return [word for _, _, url in fleet.urls(role) for word in (flag, url)]
+    return [word for url in _urls(fleet, role) for word in (flag, url)]
+
+
+def _urls(fleet: Fleet, role: Role) -> list[str]:
+    return [f"http://{fleet.address(instance)}" for instance in fleet.serving(role)]
 
 
 def _router(fleet: Fleet, words: tuple[str, ...]) -> list[ExportFile]:

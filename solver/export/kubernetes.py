@@ -150,11 +150,14 @@ def lws_files(deployment: Deployment) -> list[ExportFile]:
             "export to slurm or dynamo, or solve with at most one node per instance"
         )
     leader, worker = _parallel_words(deployment)
-    labels: dict[str, Yaml] = {"app": name, **({"role": deployment.pool.role} if deployment.name else {})}
+    labels: dict[str, Yaml] = {"app": name}
     template: dict[str, Yaml] = {
         "size": len(instance.shares),
         "restartPolicy": "RecreateGroupOnPodRestart",
-        "leaderTemplate": {"metadata": {"labels": labels}, **_pod(deployment, leader)},
+        "leaderTemplate": {
+            "metadata": {"labels": labels, **_found_by_router(deployment, labels)},
+            **_pod(deployment, leader),
+        },
         "workerTemplate": _pod(deployment, _indexed(worker) if worker else leader),
     }
     manifest: dict[str, Yaml] = {
@@ -175,6 +178,19 @@ def lws_files(deployment: Deployment) -> list[ExportFile]:
         ExportFile("service.yaml", head + yaml_text(service) + "\n"),
         ExportFile("configmap.yaml", head + yaml_text(config_map(deployment)) + "\n"),
     ]
+
+
+def _found_by_router(deployment: Deployment, labels: Mapping[str, Yaml]) -> dict[str, Yaml]:
+    """What a router that looks for pods goes by, where the document has several groups."""
+    if not deployment.name:
+        return {}
+    told: dict[str, Yaml] = {
+        "labels": {**labels, "deployment": f"plan-{deployment.short_digest}", "role": deployment.pool.role}
+    }
+    if deployment.engine == "sglang" and deployment.pool.role == "prefill":
+        port = deployment.port_of(deployment.instances[0], sglang.BOOTSTRAP_PORT)
+        told["annotations"] = {"sglang.ai/bootstrap-port": str(port)}
+    return told
 
 
 def config_map(deployment: Deployment) -> dict[str, Yaml]:

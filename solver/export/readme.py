@@ -147,9 +147,12 @@ def _steps(fleets: Sequence[Fleet], target: str) -> list[str]:
     if target == "kubernetes":
         steps = ["`kubectl apply -f` every group's folder."]
         if two:
+            selected = f"deployment=plan-{fleets[0].short_digest} role="
             steps.append(
-                "Start a router that finds the pods by their labels `role=prefill` and `role=decode` (SGLang: "
-                "`sglang_router.launch_router --pd-disaggregation --service-discovery`)."
+                "Start a router that finds the pods by their labels: `python3 -m sglang_router.launch_router "
+                f"--pd-disaggregation --service-discovery --service-discovery-port {fleets[0].port} --prefill-selector "
+                f"{selected}prefill --decode-selector {selected}decode` for SGLang; vLLM's router has addresses only, "
+                "which the pods get late: the targets dynamo and llm-d bring one along."
             )
         else:
             steps.append("Each group has a service; spread requests over them by the shares of the table.")

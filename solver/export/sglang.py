@@ -179,6 +179,6 @@ def check_pools(pools: Sequence[Pool]) -> None:
         if pool.role == "decode" and pool.strategy.pp > 1 and prefill != {pool.strategy.pp}:
             raise ExportError(
                 f"SGLang's decode servers have one pipeline stage or as many as the prefill servers, the deployment "
-                f"has {pool.strategy.pp} and {', '.join(map(str, sorted(prefill)))}; deploy with --max-pp 1, or export "
-                "to trtllm"
+                f"has {pool.strategy.pp} and {', '.join(map(str, sorted(prefill)))}; deploy with --max-pp 1, or "
+                "with --engine trtllm"
             )

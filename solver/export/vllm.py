@@ -197,10 +197,10 @@ def check(deployment: Deployment) -> None:
         One sentence with the alternative.
     """
     pool = deployment.pool
-    if pool.role == "decode" and pool.strategy.pp > 1:
+    if pool.role != "aggregated" and pool.strategy.pp > 1:
         raise ExportError(
-            f"vLLM's NIXL connector takes no KV cache into pipeline stages, the decode instances have pp = "
-            f"{pool.strategy.pp}; export to trtllm, or deploy with --max-pp 1"
+            f"vLLM's NIXL connector moves KV cache between instances without pipeline stages, the {pool.role} "
+            f"instances have pp = {pool.strategy.pp}; deploy with --max-pp 1, or with --engine trtllm"
         )
     if not needs_map(pool):
         return

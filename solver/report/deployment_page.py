@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from solver.deployment import ROLES, DeploymentPlan, InstanceGroup, InstanceSize, expand_deployment
+from solver.deployment import ROLES, DeploymentPlan, InstanceGroup, InstanceSize, Run, expand_deployment
 from solver.expansion import GpuRecord
 from solver.report.deployed import (
     LEGEND,
@@ -38,7 +38,7 @@ COLOURS = {
 }
 """Shades of a role, by turns for its groups; told apart by the colour-blind, too."""
 STYLE = (
-    "<style>.gpu.first{box-shadow:-3px 0 0 -1px var(--ink)}"
+    "<style>.gpu.first{box-shadow:inset 3px 0 0 var(--ink)}"
     ".sites h4{margin:14px 0 4px}.sites .row{display:flex;flex-wrap:wrap;gap:6px}"
     ".keys span{margin-right:16px;font-size:13px}.keys i{display:inline-block;width:11px;height:11px;"
     "border-radius:2px;margin-right:5px}</style>"
@@ -122,12 +122,19 @@ def _instances(deployment: DeploymentPlan) -> Iterator[Block]:
     for group in deployment.groups:
         fullest = max(group.plan.memory, key=lambda stage: stage.total_kib / stage.capacity_kib)
         memory = f"{short_bytes(fullest.total_kib * 1024)}, {fullest.total_kib / fullest.capacity_kib:.0%}"
-        starts = ", ".join(
-            str(run.first) if run.count == 1 else f"{run.first}, +{run.step}, {run.count} times" for run in group.starts
-        )
+        starts = "; ".join(_run(run) for run in group.starts)
         count, *cells = group_cells(deployment, group)
         rows.append((count.removesuffix(" x"), *cells, memory, starts))
     yield Grid(header, tuple(rows), "Memory of the fullest rank, and its share of what is usable.")
+
+
+def _run(run: Run) -> str:
+    last = run.first + run.step * (run.count - 1)
+    if run.count == 1:
+        return str(run.first)
+    if run.step == 1:
+        return f"{run.first}-{last}"
+    return f"{run.first}, {run.first + run.step}{f', ..., {last}' if run.count > 2 else ''}"
 
 
 def _maps(deployment: DeploymentPlan) -> Iterator[Block]:
@@ -189,6 +196,7 @@ def _drawn(deployment: DeploymentPlan) -> str:
         f"<span><i style='background:{colour}'></i>{escape.escape(words)}</span>" for colour, words in keys
     )
     sites = "".join(_site(deployment, site, cells) for site, cells in enumerate(held))
+    legend += "<span>a bar begins an instance</span>"
     return f"{STYLE}<div class='sites' role='img' aria-label='Every GPU'><div class='keys'>{legend}</div>{sites}</div>"
 
 

@@ -29,7 +29,7 @@ class Deploying(Spec):
     """Requests per second that must be served; needed for the goals `gpus` and `cost`."""
     max_shapes: Annotated[int, Field(ge=1, le=64)] | None = None
     """Most different instance sizes of one pool; absent means any mix."""
-    prices: tuple[Annotated[float, Field(gt=0, le=10**6)], ...] = ()
+    prices: tuple[Annotated[float, Field(ge=1e-3, le=10**6)], ...] = ()
     """Price of a GPU per hour in every cluster; needed for the goal `cost`."""
 
     @model_validator(mode="after")

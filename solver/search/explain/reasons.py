@@ -12,7 +12,7 @@ from solver.search.program import SearchLimits
 from solver.specs.problem import Problem
 from solver.units import short_ns
 
-REASON_SECONDS = 20.0
+REASON_SECONDS = 60.0
 """Time for all questions together."""
 AXIS_OF_CONSTRAINT: dict[str, AxisName] = {
     "slo-ttft": "ttft",
