@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -241,6 +241,20 @@ def pool_problem(problem: Problem, role: Role) -> Problem:
 def rate_nhz(inverse_throughput_ps: int) -> int:
     """Requests per 10^9 s of an instance that needs so many picoseconds per request."""
     return 1000 * NHZ * 10**9 // inverse_throughput_ps
+
+
+def rate_unit(bounds: Mapping[InstanceSize, int]) -> int:
+    """The unit of rates per GPU, nHz: a power of ten, about a millionth of what a GPU of the slowest pool serves best.
+
+    Sums in a finer unit hardly ever tie, and integer programs that must tell sums apart that differ by 10^-12 do not
+    close.
+    """
+    best: dict[tuple[int, str], int] = {}
+    for size, bound in bounds.items():
+        pool = (size.site, size.role)
+        best[pool] = max(best.get(pool, 0), bound // size.gpus)
+    slowest = min((rate for rate in best.values() if rate > 0), default=1)
+    return int(10 ** max(0, len(str(slowest)) - 6))
 
 
 def whole_rate(rate_nhz: int, size: InstanceSize, unit_nhz: int) -> int:

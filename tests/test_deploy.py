@@ -15,7 +15,7 @@ from problems import draw
 
 from solver import Deploying, DeploymentPlan, Problem, deploy, expand_deployment, verify, verify_deployment
 from solver.deploy.layout import runs_of
-from solver.deploy.mix import MixProgram, rate_unit
+from solver.deploy.mix import MixProgram
 from solver.deploy.run import deploy_search
 from solver.deploy.sizes import size_bounds
 from solver.deployment import (
@@ -25,6 +25,7 @@ from solver.deployment import (
     instance_problem,
     pool_problem,
     rate_nhz,
+    rate_unit,
     replaces,
     shares_domain,
     whole_rate,

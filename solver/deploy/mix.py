@@ -266,20 +266,6 @@ def total(terms: Iterable[Expr]) -> Expr:
     return sum(terms, 0)
 
 
-def rate_unit(bounds: Mapping[InstanceSize, int]) -> int:
-    """The unit of rates per GPU, nHz: a power of ten, about a millionth of what a GPU of the slowest pool serves best.
-
-    Sums in a finer unit hardly ever tie, and integer programs that must tell sums apart that differ by 10^-12 do not
-    close.
-    """
-    best: dict[tuple[int, str], int] = {}
-    for size, bound in bounds.items():
-        pool = (size.site, size.role)
-        best[pool] = max(best.get(pool, 0), bound // size.gpus)
-    slowest = min((rate for rate in best.values() if rate > 0), default=1)
-    return int(10 ** max(0, len(str(slowest)) - 6))
-
-
 def _status(solver: cp_model.CpSolver, model: cp_model.CpModel) -> str:
     with keeping_interrupts():
         return solver.status_name(solver.solve(model))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from solver.certificate import Status
-from solver.deploy.mix import Mix, MixProgram, rate_unit
+from solver.deploy.mix import Mix, MixProgram
 from solver.deploy.sizes import size_bounds
 from solver.deployment import (
     ROLES,
@@ -21,6 +21,7 @@ from solver.deployment import (
     instance_problem,
     pool_problem,
     rate_nhz,
+    rate_unit,
     replaces,
     whole_rate,
 )

@@ -22,6 +22,7 @@ from solver.deployment import (
     instance_problem,
     pool_problem,
     rate_nhz,
+    rate_unit,
     shares_domain,
     whole_rate,
 )
@@ -35,6 +36,8 @@ from solver.verify.mix import reaches
 
 TOLERANCE = 1e-9
 """Relative, of rates that are divisions of exact integers."""
+MAX_BUDGETS = 128
+"""Numbers of GPUs whose best efficiency is asked for one by one."""
 MAX_GPUS = 2**20
 """GPUs of one cluster whose owners are written down."""
 
@@ -282,6 +285,14 @@ def _certificate(case: _Case) -> Iterator[Finding]:
     gap = abs(claim.bound - claim.value) / claim.value if claim.value else 0.0
     if not math.isclose(claim.gap, gap, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
         yield Finding("gap", f"the gap is {claim.gap}, recomputed {gap}")
+    coarsest = 10 * rate_unit({entry.size: entry.bound_nhz for entry in claim.sizes if entry.bound_nhz > 0})
+    if claim.unit_nhz > coarsest:
+        yield Finding(
+            "sizes", f"rates are counted in units of {claim.unit_nhz} nHz, the bounds ask for {coarsest} at most"
+        )
+    fewer = claim.one_fewer_nhz
+    if claim.goal == "gpus" and fewer is not None and fewer >= plan.asked.demand_nhz:
+        yield Finding("demand", f"with one GPU less {fewer} nHz might be served, enough for the demand")
     stated = {mode.mode: mode.bound for mode in claim.modes}
     if set(stated) != set(plan.asked.modes):
         yield Finding("mode", f"claims about {sorted(stated)}, asked were {sorted(plan.asked.modes)}")
@@ -315,8 +326,16 @@ def _mix(case: _Case) -> Iterator[Finding]:
                 for entry in claim.sizes
                 if entry.size.site == site and entry.size.role in ROLES[mode]
             }
-            budget, target = _target(case, mode, site)
-            if target is not None and reaches(problem, mode, bounds, unit, budget, target) is True:
+            targets = [_target(case, mode, site)]
+            if claim.goal == "efficiency":  # fewer GPUs may each serve more
+                step = claim.bound // unit + EFFICIENCY_STEP
+                targets += [(gpus, step * gpus) for gpus in range(1, min(targets[0][0], MAX_BUDGETS))]
+            beaten = [
+                (budget, target)
+                for budget, target in targets
+                if target is not None and reaches(problem, mode, bounds, unit, budget, target) is True
+            ]
+            for budget, target in beaten[:1]:
                 yield Finding(
                     "mix",
                     f"instances at their claimed bounds might serve {target * unit} nHz {mode} on {budget} GPUs of "
@@ -337,9 +356,9 @@ def _target(case: _Case, mode: Mode, site: int) -> tuple[int, int | None]:
         return budget, (claim.bound // unit + EFFICIENCY_STEP) * budget
     if sites == 1 and claim.goal == "gpus":
         return claim.bound - 1, -(-plan.asked.demand_nhz // unit)
-    if sites == 1:
-        price = plan.asked.price_micro(site)
-        return -(-claim.bound // price) - 1, -(-plan.asked.demand_nhz // unit)
+    if claim.goal == "cost":  # of several clusters each one alone
+        price = max(1, plan.asked.price_micro(site))
+        return min(budget, -(-claim.bound // price) - 1), -(-plan.asked.demand_nhz // unit)
     return budget, None
 
 
