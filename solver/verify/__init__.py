@@ -8,7 +8,6 @@ exhaustive check, :mod:`confirm`, :mod:`legal`, :mod:`tables`, :mod:`blocks`, :m
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -16,30 +15,20 @@ from pydantic import ValidationError
 from solver.plan import Plan
 from solver.scenarioplan import ScenarioPlan
 from solver.specs.spec import one_sentence
-from solver.verify import claimed, placed, ranks
+from solver.verify import claimed, ranks
 from solver.verify.alternatives import alternatives, confirm_alternatives
 from solver.verify.confirm import confirm
-from solver.verify.evidence import Evidence, evidence_of
+from solver.verify.evidence import evidence_of
 from solver.verify.finding import VERIFY_RULES, Finding
 from solver.verify.joint import confirm_joint
+from solver.verify.rules import DEPLOYED, UNCOSTED, Rule
 from solver.verify.scenarios import judge_scenarios
 
 __all__ = ["VERIFY_RULES", "Finding", "Verification", "verify"]
 
-Rule = Callable[[Evidence], Iterator[Finding]]
-
 SHAPE_RULES: tuple[Rule, ...] = (
     claimed.digest,
-    claimed.labels,
-    claimed.legality,
-    placed.layers,
-    placed.topology,
-    ranks.gpus,
-    placed.expert_maps,
-    placed.experts,
-    placed.load_factor,
-    placed.sequences,
-    placed.load,
+    *DEPLOYED,
     claimed.objective,
     claimed.bound,
     claimed.gap,
@@ -59,8 +48,6 @@ COST_RULES: tuple[Rule, ...] = (
     alternatives,
 )
 """Rules that need stages which cover the layers."""
-UNCOSTED = frozenset({"dtype", "stages", "micro-batches", "gpu-count"})
-"""Legality findings after which the cost model is not asked: its integers may leave 64 bits."""
 
 
 @dataclass(frozen=True)

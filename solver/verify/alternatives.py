@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from pydantic import ValidationError
 
@@ -11,26 +11,15 @@ from solver.cost.metrics import Utopia, natural_value, objective_value
 from solver.cost.terms import differences, objective_terms
 from solver.plan import Alternative, Plan
 from solver.specs.spec import one_sentence
-from solver.verify import claimed, placed, ranks
+from solver.verify import claimed
 from solver.verify.evidence import Evidence, evidence_of
 from solver.verify.exhaustive import Enumeration
 from solver.verify.finding import Finding
+from solver.verify.rules import DEPLOYED, Rule
 
 TOLERANCE = 1e-9
 """Relative: shares are divisions of exact integers."""
-RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
-    claimed.labels,
-    claimed.legality,
-    placed.layers,
-    placed.topology,
-    ranks.gpus,
-    placed.expert_maps,
-    placed.experts,
-    placed.load_factor,
-    placed.sequences,
-    placed.load,
-)
-COSTED: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
+COSTED: tuple[Rule, ...] = (
     claimed.memory,
     claimed.metrics,
     claimed.breakdown,
@@ -74,7 +63,7 @@ def _one(plan: Plan, other: Alternative) -> Iterator[Finding]:
     """The alternative judged as the plan would be."""
     changes = {name: getattr(other, name) for name in ("strategy", "metrics", "breakdown", "memory", "placement")}
     evidence = evidence_of(plan.model_copy(update=changes), other.strategy.strategy())
-    findings = [finding for rule in RULES for finding in rule(evidence)]
+    findings = [finding for rule in DEPLOYED for finding in rule(evidence)]
     costed = evidence.is_complete and not findings
     findings += [finding for rule in COSTED if costed for finding in rule(evidence)]
     yield from (Finding("alternatives", f"rank {other.rank}: {finding}") for finding in findings)

@@ -18,10 +18,11 @@ from solver.scenarioplan import COMMON, ScenarioPlan, ScenarioResult
 from solver.specs.problem import Problem
 from solver.specs.spec import one_sentence
 from solver.strategy import Strategy
-from solver.verify import claimed, placed, ranks
+from solver.verify import claimed
 from solver.verify.claimed import FLOAT_TOLERANCE
 from solver.verify.evidence import Evidence, evidence_of
 from solver.verify.finding import Finding
+from solver.verify.rules import DEPLOYED, UNCOSTED
 
 SCENARIO_RULES: dict[str, str] = {
     "scenario-question": "every scenario's problem is the base one with the scenario's workload, in the asked order",
@@ -39,18 +40,6 @@ SCENARIO_RULES: dict[str, str] = {
 }
 """Rules beyond :data:`solver.verify.VERIFY_RULES`: id -> what it demands."""
 
-DEPLOYED_RULES = (
-    claimed.labels,
-    claimed.legality,
-    placed.layers,
-    placed.topology,
-    ranks.gpus,
-    placed.expert_maps,
-    placed.experts,
-    placed.load_factor,
-    placed.sequences,
-    placed.load,
-)
 COSTED_RULES = (
     claimed.memory,
     claimed.metrics,
@@ -60,7 +49,6 @@ COSTED_RULES = (
     claimed.slos,
 )
 """Rules on a deployment in one scenario; the claim of optimality is the own plan's and the whole's."""
-UNCOSTED = frozenset({"dtype", "stages", "micro-batches", "gpu-count"})
 
 
 def judge_scenarios(plan: ScenarioPlan) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
@@ -70,7 +58,7 @@ def judge_scenarios(plan: ScenarioPlan) -> tuple[tuple[Finding, ...], tuple[str,
     except ValidationError as error:
         return (Finding("identity", one_sentence(error)),), ("identity",)
     findings = [*_question(plan)]
-    checks = [rule.__name__ for rule in (*DEPLOYED_RULES, *COSTED_RULES)]
+    checks = [rule.__name__ for rule in (*DEPLOYED, *COSTED_RULES)]
     if findings:  # nothing below means anything for other problems than the asked ones
         return tuple(findings), ("question",)
     for result, strategy in zip(plan.scenarios, strategies, strict=True):
@@ -117,7 +105,7 @@ def _evidence(result: ScenarioResult, strategy: Strategy) -> Evidence:
 def _deployed(result: ScenarioResult, strategy: Strategy) -> Iterator[Finding]:
     """Every rule on one scenario, and its objective integer."""
     evidence = _evidence(result, strategy)
-    findings = [finding for rule in DEPLOYED_RULES for finding in rule(evidence)]
+    findings = [finding for rule in DEPLOYED for finding in rule(evidence)]
     yield from findings
     if result.plan.violations:
         yield Finding("scenario-value", f"the document itself says: {result.plan.violations[0]}")
