@@ -118,7 +118,7 @@ def kill(folder: Path, number: int, times: int = 10) -> bool:
     start(file, folder / "undisturbed").wait()
     out, killed = folder / "killed", 0
     for turn in range(times):
-        enough = found_in(out) + chance.randrange(3 * number // (2 * times) + 1)
+        enough = found_in(out) + chance.randrange(number // times)
         process = start(file, out)
         while found_in(out) < enough and process.poll() is None:
             time.sleep(0.01)
