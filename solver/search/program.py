@@ -163,6 +163,8 @@ class Program:
         """No objective is below this: the cheapest stage shape in both phases."""
         for pp, micro in pruned.dead:
             self.model.add_bool_or([~self.degrees.pp.is_(pp), ~self.degrees.micro_batches.is_(micro)])
+        if pruned.excludes_all:
+            self.model.add_bool_or([])
         return tables
 
     def _stages(self) -> StageVars:

@@ -80,6 +80,8 @@ class Pruned:
     """No objective is below this."""
     dead: tuple[tuple[int, int], ...]
     """(stages, micro-batches) that no plan as good as the known one has."""
+    excludes_all: bool = False
+    """No combination is within the limits and as good as the known plan: the bounds are the proof."""
 
 
 def prune(tables: list[PhaseTables], domains: Domains, shapes: list[Shape], upper: int | None) -> Pruned:
@@ -99,10 +101,9 @@ def prune(tables: list[PhaseTables], domains: Domains, shapes: list[Shape], uppe
         for cell, other in zip(cells, reversed(cheapest), strict=True)
     ]
     if leaves.problem.role != "aggregated":  # a pool runs one phase: there is nothing to look at together
-        for phase, kept in zip(tables, alive, strict=True):
-            if leaves.problem.runs(phase.phase):
-                _keep(phase, shapes, kept)
-        return Pruned(int(root) if np.isfinite(root) else 0, ())
+        phase, kept = next(pair for pair in zip(tables, alive, strict=True) if leaves.problem.runs(pair[0].phase))
+        _keep(phase, shapes, kept)
+        return Pruned(int(root) if np.isfinite(root) else 0, (), excludes_all=not kept.any())
     least = [np.where(a, cell.time_ns, np.inf).min(axis=2) for a, cell in zip(alive, cells, strict=True)]
     goals: dict[ObjectiveName, float] = {}
     for limit in limits:
@@ -115,7 +116,7 @@ def prune(tables: list[PhaseTables], domains: Domains, shapes: list[Shape], uppe
     for phase, before, axis in zip(tables, alive, (2, 1), strict=True):
         _keep(phase, shapes, before & np.expand_dims(np.any(joint.alive, axis=axis), 2))
     if not joint.alive.any():
-        return Pruned(int(root) if np.isfinite(root) else 0, ())
+        return Pruned(int(root) if np.isfinite(root) else 0, (), excludes_all=True)
     return Pruned(int(max(root, joint.root)) if np.isfinite(root) else 0, joint.dead)
 
 
@@ -200,8 +201,10 @@ def _least(table: Column, names: tuple[str, ...]) -> tuple[dict[tuple[int, ...],
 
 
 def _keep(phase: PhaseTables, shapes: list[Shape], alive: Bools) -> None:
-    """Keep the rows that an alive (shape, group, mode) needs; none alive leaves the tables as they are."""
+    """Keep the rows that an alive (shape, group, mode) needs; a single one where none is alive."""
     if not alive.any():
+        for name in ("group", "expert"):
+            setattr(phase, name, {column: values[:1] for column, values in getattr(phase, name).items()})
         return
     groups, group_keys, expert_keys = _groups(phase), set(), set()
     for s, g, mode in zip(*(axis.tolist() for axis in np.nonzero(alive)), strict=True):

@@ -76,4 +76,5 @@ def _words(name: AxisName, found: Found) -> str:
         return f"{sure} {found.value / 2**30:.3f} GiB per GPU"
     if name == "gpus":
         return f"{'the nearest that does is' if 'nearest' in found.argument else sure} {found.value} GPUs"
-    return f"{sure} {found.value / 1e6:.3f} ms ({short_ns(found.value)})"
+    exact, short = f"{found.value / 1e6:.3f} ms", short_ns(found.value)
+    return f"{sure} {exact}" + (f" ({short})" if short != exact else "")
