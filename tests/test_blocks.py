@@ -21,7 +21,7 @@ from solver.cost.ledger import stage_ledgers
 from solver.cost.metrics import Utopia, evaluate_times, objective_value
 from solver.search.batches import load_bound, solve_batches
 from solver.search.bounds import Bounds
-from solver.search.experts import expert_bound_ppm, layer_bound, solve_experts, solve_layer
+from solver.search.experts import expert_bound_ppm, layer_bound, solve_experts, solve_layers
 from solver.search.stages import StagesProblem, solve_stages
 from solver.specs.problem import OBJECTIVES, Objective, Problem
 from solver.strategy import Strategy, packing_of
@@ -48,7 +48,7 @@ def test_layers_are_placed_optimally(counts: list[int], ranks: int, redundant: i
         return  # illegal: an empty rank, or an expert twice on one
     capacities = tuple(slots_per_rank(slots, ranks))
     best = min(max(rank_loads(counts, held)) for held in every_placement(len(counts), capacities))
-    found = solve_layer(counts, capacities, soon())
+    found = solve_layers([counts], capacities, soon())[0]
     assert found.busiest == found.bound == best
     assert layer_bound(counts, capacities) <= best
     # The placement is one: full ranks, no expert twice on a rank, none missing, and as heavy as said.
@@ -60,14 +60,14 @@ def test_layers_are_placed_optimally(counts: list[int], ranks: int, redundant: i
 
 def test_without_time_a_layer_still_has_a_placement_and_a_valid_bound() -> None:
     # 7, 5, 5, 4, 4, 3 (of 28) on two ranks of three slots: 7 + 4 + 3 against 5 + 5 + 4 is even, 14/28.
-    found = solve_layer((7, 5, 5, 4, 4, 3), (3, 3), time.monotonic() - 1)
+    found = solve_layers([(7, 5, 5, 4, 4, 3)], (3, 3), time.monotonic() - 1)[0]
     assert found.bound <= 500_000_001 <= found.busiest + 1
 
 
 def test_a_hot_expert_is_replicated() -> None:
     # Shares 0.7, 0.1, 0.1, 0.1; two spare slots on three ranks of two. Three replicas of the hot one leave 0.7/3 and
     # a tenth on each rank: 0.3333; two replicas would leave 0.35 and more.
-    found = solve_layer((7, 1, 1, 1), (2, 2, 2), soon())
+    found = solve_layers([(7, 1, 1, 1)], (2, 2, 2), soon())[0]
     assert all(0 in rank for rank in found.slots_of_rank)
     assert found.busiest == 233_333_334 + 100_000_000
 

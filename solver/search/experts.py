@@ -92,7 +92,7 @@ def _partition_bound(shares_e: np.ndarray, capacities: Sequence[int]) -> int:
 def solve_experts(problem: Problem, moe_ep: int, deadline: float) -> ExpertsResult:
     """Placement of every distinct MoE layer on `moe_ep` ranks; stops at the deadline (``time.monotonic``)."""
     capacities = slots_per_rank(num_slots(problem.llm, problem.redundant_experts), moe_ep)
-    layers = tuple(solve_layer(counts, capacities, deadline) for counts in expert_counts(problem))
+    layers = solve_layers(expert_counts(problem), capacities, deadline)
     return ExpertsResult(
         layers,
         mean_ppm([load_factor_ppm(layer.busiest, moe_ep) for layer in layers]),
@@ -100,17 +100,21 @@ def solve_experts(problem: Problem, moe_ep: int, deadline: float) -> ExpertsResu
     )
 
 
-def solve_layer(counts_e: Sequence[int], capacities: Sequence[int], deadline: float) -> LayerPlacement:
-    """Placement of one layer: heuristic, bound, and CP-SAT where they differ and the layer is small."""
-    bound = layer_bound(counts_e, capacities)
-    if len(set(counts_e)) == 1 and sum(capacities) == len(counts_e):
-        slots = _linear(capacities)
-    else:
-        slots = _engine(counts_e, capacities, deadline)
-    best = Closed(slots, max(rank_loads(counts_e, slots)), bound)
-    if best.busiest > best.bound:
-        best = close_layer(counts_e, capacities, best, deadline - time.monotonic())
-    return LayerPlacement(tuple(tuple(sorted(rank)) for rank in best.slots), best.busiest, best.bound)
+def solve_layers(
+    counts_le: Sequence[Sequence[int]], capacities: Sequence[int], deadline: float
+) -> tuple[LayerPlacement, ...]:
+    """Placements: the heuristic for all layers at once, bounds, and CP-SAT where they differ and the layer is small."""
+    uneven = [counts for counts in counts_le if len(set(counts)) > 1 or sum(capacities) > len(counts)]
+    engine = iter(_engine(uneven, capacities, deadline) if uneven else ())
+    layers = []
+    for counts_e in counts_le:
+        is_even = len(set(counts_e)) == 1 and sum(capacities) == len(counts_e)
+        slots = _linear(capacities) if is_even else next(engine)
+        best = Closed(slots, max(rank_loads(counts_e, slots)), layer_bound(counts_e, capacities))
+        if best.busiest > best.bound:
+            best = close_layer(counts_e, capacities, best, deadline - time.monotonic())
+        layers.append(LayerPlacement(tuple(tuple(sorted(rank)) for rank in best.slots), best.busiest, best.bound))
+    return tuple(layers)
 
 
 def _linear(capacities: Sequence[int]) -> list[list[int]]:
@@ -122,10 +126,10 @@ def _linear(capacities: Sequence[int]) -> list[list[int]]:
     return slots
 
 
-def _engine(counts_e: Sequence[int], capacities: Sequence[int], deadline: float) -> list[list[int]]:
-    """Placement by the engine of ``solver place``, with its effort bounded by rounds so that it is reproducible."""
+def _engine(counts_le: Sequence[Sequence[int]], capacities: Sequence[int], deadline: float) -> list[list[list[int]]]:
+    """Placements by the engine of ``solver place``, with its effort bounded by turns so that they are reproducible."""
     shelf = Shelf.of(tuple(capacities))
     left = max(0.0, deadline - time.monotonic())
-    found = place_static(np.array([counts_e], dtype=np.float64), shelf, Effort(left, gap=0.0, turns=ENGINE_TURNS))
+    found = place_static(np.array(counts_le, dtype=np.float64), shelf, Effort(left, gap=0.0, turns=ENGINE_TURNS))
     ends = np.cumsum(shelf.slots_r)[:-1]
-    return [rank.tolist() for rank in np.split(found.slot_ln[0], ends)]
+    return [[rank.tolist() for rank in np.split(slot_n, ends)] for slot_n in found.slot_ln]

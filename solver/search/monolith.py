@@ -30,7 +30,7 @@ from solver.degrees import domains_of
 from solver.errors import SpecError
 from solver.search.bounds import Bounds
 from solver.search.choice import Choice, Expr
-from solver.search.experts import PPM_PERFECT, solve_layer
+from solver.search.experts import PPM_PERFECT, solve_layers
 from solver.search.phase import PhaseVars
 from solver.search.program import Program, ProgramResult, SearchLimits
 from solver.search.pruning import build_tables
@@ -192,7 +192,7 @@ def possible_factors(problem: Problem, moe_ep: int) -> list[int]:
         subsets = sum(comb(len(counts_e), held) * most**held for held in set(capacities))
         if subsets > 50 * MAX_FACTORS:
             raise SpecError(f"{subsets} possible contents of a rank are too many for one model; use the loop")
-        known = load_factor_ppm(solve_layer(counts_e, capacities, monotonic()).busiest, moe_ep)
+        known = load_factor_ppm(solve_layers([counts_e], capacities, monotonic())[0].busiest, moe_ep)
         factors = {load_factor_ppm(load, moe_ep) for load in _rank_loads(counts_e, set(capacities), most)}
         factors = {factor for factor in factors if factor < known} | {known}
         sums = {before + factor for before in sums for factor in factors}
