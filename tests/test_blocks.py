@@ -14,7 +14,7 @@ from oracle import every_layout, every_load, every_placement, every_strategy
 from plans import small_cluster, small_llm, small_problem, small_workload
 from problems import draw
 
-from solver.cost.balance import load_factor_ppm, mean_ppm, rank_loads, sequence_tokens, slots_per_rank
+from solver.cost.balance import expert_share, load_factor_ppm, mean_ppm, rank_loads, sequence_tokens, slots_per_rank
 from solver.cost.layers import Blocks
 from solver.cost.leaves import Leaves
 from solver.cost.ledger import stage_ledgers
@@ -56,6 +56,18 @@ def test_layers_are_placed_optimally(counts: list[int], ranks: int, redundant: i
     assert all(len(set(rank)) == len(rank) for rank in found.slots_of_rank)
     assert {expert for rank in found.slots_of_rank for expert in rank} == set(range(len(counts)))
     assert max(rank_loads(counts, found.slots_of_rank)) == found.busiest
+
+
+@FAST
+@given(counts=st.lists(st.integers(1, 10_000), min_size=2, max_size=40), redundant=st.integers(1, 30))
+def test_one_slot_per_rank_is_settled_by_the_bound(counts: list[int], redundant: int) -> None:
+    # Every slot is a rank, so only replica counts matter: giving each next slot to the heaviest share is optimal.
+    total, replicas = sum(counts), [1] * len(counts)
+    for _ in range(redundant):
+        hottest = max(range(len(counts)), key=lambda e: counts[e] / replicas[e])
+        replicas[hottest] += 1
+    best = max(expert_share(count, total, copies) for count, copies in zip(counts, replicas, strict=True))
+    assert layer_bound(counts, (1,) * sum(replicas)) == best
 
 
 def test_without_time_a_layer_still_has_a_placement_and_a_valid_bound() -> None:

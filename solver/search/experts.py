@@ -62,16 +62,40 @@ def layer_bound(counts_e: Sequence[int], capacities: Sequence[int]) -> int:
     """Lower bound on the busiest rank's load, in billionths.
 
     The mean; the hottest expert over its most replicas; without redundancy, the t heaviest experts on the q ranks
-    that hold them together with those ranks' lightest possible company (EXPERTS 2); the fullest rank's slots.
+    that hold them together with those ranks' lightest possible company (EXPERTS 2); with redundancy, the replicas that
+    small shares need (EXPERTS 1); the fullest rank's slots.
     """
     ranks, slots, total = len(capacities), sum(capacities), sum(counts_e)
     most = min(ranks, 1 + slots - len(counts_e))
     bound = max(-(-UNITS // ranks), max(expert_share(count, total, most) for count in counts_e))
     if slots == len(counts_e):
         bound = max(bound, _partition_bound(np.array([expert_share(c, total, 1) for c in counts_e]), capacities))
+    else:
+        bound = _counting_bound(np.array([expert_share(c, total, 1) for c in counts_e]), capacities, bound)
     # A rank fills all its slots with different experts: at least the lightest ones, each cut as often as possible.
     lightest = sorted(expert_share(count, total, most) for count in counts_e)
     return max(bound, sum(lightest[: max(capacities)]))
+
+
+def _counting_bound(shares_e: np.ndarray, capacities: Sequence[int], known: int) -> int:
+    """Replicas of at most theta each need ``sum ceil(share / theta)`` slots: the least theta for which they suffice."""
+
+    def suffice(theta: int) -> bool:
+        replicas = -(-shares_e // theta)
+        return bool(replicas.max() <= len(capacities) and np.maximum(replicas, 1).sum() <= sum(capacities))
+
+    low, high = max(known, 1) - 1, int(shares_e.max())
+    if high <= low + 1 or suffice(low + 1):
+        return known
+    while high > low + 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if suffice(middle) else (middle, high)
+    return high
+
+
+def _in_units(bound: float, counts_e: Sequence[int]) -> int:
+    """A bound in tokens, in billionths of the layer's tokens, rounded down with an allowance for its own rounding."""
+    return int(bound / sum(counts_e) * (1 - 1e-9) * UNITS)
 
 
 def _partition_bound(shares_e: np.ndarray, capacities: Sequence[int]) -> int:
@@ -109,8 +133,8 @@ def solve_layers(
     layers = []
     for counts_e in counts_le:
         is_even = len(set(counts_e)) == 1 and sum(capacities) == len(counts_e)
-        slots = _linear(capacities) if is_even else next(engine)
-        best = Closed(slots, max(rank_loads(counts_e, slots)), layer_bound(counts_e, capacities))
+        slots, bound = (_linear(capacities), 0) if is_even else next(engine)
+        best = Closed(slots, max(rank_loads(counts_e, slots)), max(bound, layer_bound(counts_e, capacities)))
         if best.busiest > best.bound:
             best = close_layer(counts_e, capacities, best, deadline - time.monotonic())
         layers.append(LayerPlacement(tuple(tuple(sorted(rank)) for rank in best.slots), best.busiest, best.bound))
@@ -126,10 +150,15 @@ def _linear(capacities: Sequence[int]) -> list[list[int]]:
     return slots
 
 
-def _engine(counts_le: Sequence[Sequence[int]], capacities: Sequence[int], deadline: float) -> list[list[list[int]]]:
-    """Placements by the engine of ``solver place``, with its effort bounded by turns so that they are reproducible."""
+def _engine(
+    counts_le: Sequence[Sequence[int]], capacities: Sequence[int], deadline: float
+) -> list[tuple[list[list[int]], int]]:
+    """Placements and bounds (billionths) by the engine of ``solver place``; turns bound its effort: reproducible."""
     shelf = Shelf.of(tuple(capacities))
     left = max(0.0, deadline - time.monotonic())
     found = place_static(np.array(counts_le, dtype=np.float64), shelf, Effort(left, gap=0.0, turns=ENGINE_TURNS))
     ends = np.cumsum(shelf.slots_r)[:-1]
-    return [[rank.tolist() for rank in np.split(slot_n, ends)] for slot_n in found.slot_ln]
+    return [
+        ([rank.tolist() for rank in np.split(slot_n, ends)], _in_units(float(bound), counts_e))
+        for slot_n, bound, counts_e in zip(found.slot_ln, found.bound_l, counts_le, strict=True)
+    ]
