@@ -235,7 +235,7 @@ def driven(page: str, driver: str, folder: Path) -> Any:
     done = subprocess.run(
         [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
          f"--user-data-dir={folder / 'profile'}", (folder / "driven.html").as_uri()],
-        capture_output=True, text=True, check=True, timeout=120,
+        capture_output=True, text=True, check=True, timeout=900,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr
     assert not re.search(r"<body[^>]*data-error", done.stdout)

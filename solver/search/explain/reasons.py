@@ -1,4 +1,7 @@
-"""The reasons of ``solve``'s "no plan" in a few seconds: the minimal set, and what of each member would do."""
+"""The reasons of ``solve``'s "no plan": the minimal set, and what of each member would do.
+
+Most take a second or two, none is cut short by a clock of its own: equal problems have equal reasons on any machine.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,6 @@ from solver.search.program import SearchLimits
 from solver.specs.problem import Problem
 from solver.units import short_ns
 
-REASON_SECONDS = 60.0
-"""Time for all questions together."""
 AXIS_OF_CONSTRAINT: dict[str, AxisName] = {
     "slo-ttft": "ttft",
     "slo-tpot": "tpot",
@@ -27,9 +28,11 @@ NOTE = "explain has the least change on every axis"
 
 
 def reasons_for_none(problem: Problem, limits: SearchLimits) -> tuple[str, ...]:
-    """Sentences for a problem that is proved to have no plan; at least one."""
-    seconds = REASON_SECONDS if limits.time_s is None else min(REASON_SECONDS, limits.time_s)
-    decider = Decider(Clock(SearchLimits(limits.workers, limits.seed, seconds)))
+    """Sentences for a problem that is proved to have no plan; at least one.
+
+    A time limit of the caller and Ctrl-C end the questions; what is known by then is said.
+    """
+    decider = Decider(Clock(limits))
     shrinker = Shrinker(decider, problem, constraints_of(problem))
     conflict = shrinker.shrink()
     if not conflict.members:
