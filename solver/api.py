@@ -75,6 +75,8 @@ class SolveOptions:
     seed: int = 0
     time_limit_s: float | None = None
     """Seconds; absent means until proved."""
+    gap: float = 0.0
+    """Relative gap that is close enough (0.001 is 0.1 %): the search stops there, with status FEASIBLE and its gap."""
     ties: int = 0
     """List so many strategies of other degrees whose objective is within the calibration's error of the winner's; each
     is proved the next best by a solve of its own."""
@@ -152,7 +154,9 @@ def solve(problem: Problem | None = None, options: SolveOptions | None = None) -
     from solver.search.run import SearchOptions, search
 
     options = options or SolveOptions()
-    how = SearchOptions(options.workers, options.seed, options.time_limit_s, options.ties, options.alternatives)
+    how = SearchOptions(
+        options.workers, options.seed, options.time_limit_s, options.gap, options.ties, options.alternatives
+    )
     return search(problem or reference_problem(), how, options.on_progress or (lambda _progress: None))
 
 

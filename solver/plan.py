@@ -15,6 +15,7 @@ from solver.specs.runs import numbers_of, runs_text
 from solver.specs.spec import Spec, one_sentence
 from solver.specs.workload import MAX_SEQUENCES
 from solver.strategy import Strategy, StrategyFields
+from solver.units import gap_text
 
 READ_VERSIONS = frozenset({"1.0"})
 """Older documents that are read; what is written is of the newest version."""
@@ -324,7 +325,7 @@ class Plan(Spec):
     def __repr__(self) -> str:
         return (
             f"Plan({self.status}, {self.strategy.label}, {self.metrics.gpus_used} GPUs, {self.objective.name} = "
-            f"{self.objective.value:g} {self.objective.unit}, gap {self.objective.gap:.2%})"
+            f"{self.objective.value:g} {self.objective.unit}, gap {gap_text(self.objective.gap)})"
         )
 
     __str__ = __repr__
@@ -332,7 +333,7 @@ class Plan(Spec):
     def _repr_markdown_(self) -> str:
         m = self.metrics
         rows = [
-            ("status", f"**{self.status}** (gap {self.objective.gap:.2%})"),
+            ("status", f"**{self.status}** (gap {gap_text(self.objective.gap)})"),
             ("strategy", f"`{self.strategy.label}` = `{self.strategy.full_label}`"),
             ("GPUs", str(m.gpus_used)),
             ("TTFT", f"{m.ttft_ns / 1e6:.3f} ms"),

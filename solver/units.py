@@ -133,6 +133,13 @@ def short_ns(value: float) -> str:
     return f"{value:.4g} ns"
 
 
+def gap_text(gap: float) -> str:
+    """A relative gap for people: percent with two decimals, or two significant digits where that would read as none."""
+    if gap == 0:
+        return "0"
+    return f"{gap:.2%}" if gap >= 1e-4 else f"{100 * gap:.2g}%"
+
+
 def short_bytes(value: float) -> str:
     """Rounded text of a size for people, in decimal units."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -241,6 +241,21 @@ def test_infeasible_for_an_exact_gpu_count() -> None:
     assert any("gpu-count" in reason and "7" in reason for reason in json.loads(result.out)["reasons"])
 
 
+def test_a_gap_that_is_reached_is_success() -> None:
+    done = run("solve", *SMALL, "--gap", "0.9", "--json", "--no-progress")
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert document["objective"]["gap"] <= 0.9
+    assert document["certificate"]["parameters"]["relative_gap_limit"] == 0.9
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--gap", "1.5"), ("--gap", "-0.1"), ("--gap", "nan"), ("--gap", "0.1", "--ties", "2")]
+)
+def test_a_gap_that_means_nothing_is_refused(wrong: tuple[str, ...]) -> None:
+    assert "--gap" in error_line(run("solve", *SMALL, *wrong))
+
+
 def test_infeasible_writes_no_plan(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     result = run("solve", *SMALL, "--slo-tpot", "1 us", "--out", path)

@@ -14,7 +14,7 @@ import pytest
 from oracle import Answer, Bench, brute_force, every_layout, every_load, every_strategy, least_factor
 from problems import draw
 
-from solver import SolveOptions, solve
+from solver import SolveOptions, solve, verify
 from solver.cost.layers import Blocks
 from solver.cost.leaves import Leaves
 from solver.cost.metrics import evaluate_times
@@ -69,6 +69,25 @@ def test_the_loop_finds_the_optimum_of_brute_force(seed: int) -> None:
     chosen = result.strategy.strategy()
     assert chosen in answer.strategies
     assert tie_key(chosen) == min(tie_key(strategy) for strategy in answer.strategies)
+
+
+@pytest.mark.parametrize("gap", [0.001, 0.5])
+def test_a_gap_is_kept_and_said(gap: float) -> None:
+    # The value is within the gap of the true optimum whatever ended the search; OPTIMAL is said of the optimum alone.
+    stopped = 0
+    for case in map(case_of, SEEDS[:40]):
+        if case.answer.value is None:
+            continue
+        plan = solve(case.problem, SolveOptions(workers=1, gap=gap))
+        assert isinstance(plan, Plan)
+        claim = plan.certificate
+        assert claim.parameters.relative_gap_limit == gap
+        assert claim.bound <= case.answer.value <= claim.value
+        assert claim.value - claim.bound <= gap * claim.value
+        assert (plan.status == "OPTIMAL") == (claim.bound == claim.value)
+        assert verify(plan).ok
+        stopped += plan.status == "FEASIBLE"
+    assert stopped or gap < 0.5
 
 
 def test_the_monolithic_model_finds_the_same_optimum() -> None:

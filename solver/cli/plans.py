@@ -53,6 +53,12 @@ Alternatives = Annotated[
         show_default=False,
     ),
 ]
+Gap = Annotated[
+    float,
+    typer.Option(
+        metavar="RATIO", help="Stop at a plan proved within this of the optimum; 0.001 is 0.1 %.", rich_help_panel=HOW
+    ),
+]
 MAX_TIES = 100
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Be silent on stderr.", rich_help_panel=OUTPUT)]
 
@@ -63,6 +69,7 @@ def solve(
     time_limit: TimeLimit = None,
     workers: Workers = None,
     seed: Seed = 0,
+    gap: Gap = 0.0,
     ties: Ties = 0,
     alternatives: Alternatives = 0,
     out: Out = None,
@@ -72,14 +79,18 @@ def solve(
 ) -> None:
     """Find the provably best plan (default: of the reference deployment).
 
-    Exit codes: 0 proved optimal, 2 bad input, 3 infeasible (proved), 4 not proved: the best plan when the time limit or
-    Ctrl-C ended the search, with its true gap.
+    Exit codes: 0 proved optimal, or within --gap; 2 bad input; 3 infeasible (proved); 4 not proved: the best plan when
+    the time limit or Ctrl-C ended the search, or where a placement stays open, with its true gap.
     """
     check_out(out, force=force)
     options = search_options(time_limit, workers, seed)
     for name, number in (("ties", ties), ("alternatives", alternatives)):
         if not 0 <= number <= MAX_TIES:
             raise SpecError(f"--{name} {number}: give a number of strategies from 0 to {MAX_TIES}")
+        if number and gap:
+            raise SpecError(f"--gap {gap:g} with --{name} {number}: they follow a proved optimum; leave one out")
+    if not 0 <= gap < 1:
+        raise SpecError(f"--gap {gap:g}: give a relative gap from 0 to below 1, such as 0.001 for 0.1 %")
     problem = ask.problem()
     from dataclasses import replace
 
@@ -88,7 +99,8 @@ def solve(
     from solver.report.progress import watch
 
     with watch(problem.objective.name, silent=no_progress) as on_progress:
-        answer = api.solve(problem, replace(options, ties=ties, alternatives=alternatives, on_progress=on_progress))
+        options = replace(options, gap=gap, ties=ties, alternatives=alternatives, on_progress=on_progress)
+        answer = api.solve(problem, options)
     if isinstance(answer, Plan):
         _save(answer, out, force=force, silent=no_progress)
     elif out not in (None, STANDARD) and not no_progress:
@@ -99,7 +111,8 @@ def solve(
         typer.echo(document_text(answer))
     elif out != STANDARD or not isinstance(answer, Plan):
         _show_answer(answer, out)
-    raise typer.Exit(EXIT_OF_STATUS[answer.status])
+    within = isinstance(answer, Plan) and answer.objective.gap <= gap
+    raise typer.Exit(0 if within else EXIT_OF_STATUS[answer.status])
 
 
 def search_options(time_limit: float | None, workers: int | None, seed: int) -> SolveOptions:

@@ -16,7 +16,7 @@ from solver.report.placement import experts_text, sequences_text
 from solver.report.shares import show_memory, show_times
 from solver.report.terminal import STYLE_OF_STATUS, bullets, grid, headed, heading, plural, rate
 from solver.specs.problem import Problem
-from solver.units import short_ns
+from solver.units import gap_text, short_ns
 
 FIRST_RECORDS = 4
 """GPUs that the summary of the placement shows."""
@@ -30,13 +30,12 @@ def show_plan(
 
     `also` shows what belongs after the proof.
     """
-    proof = "proved optimal" if plan.status == "OPTIMAL" else f"not proved, gap {_gap(plan.objective.gap)}"
     console.print(
         Text.assemble(
             (plan.status, STYLE_OF_STATUS[plan.status]),
             "  ",
             (plan.strategy.label, "bold"),
-            f"  on {plural(plan.metrics.gpus_used, 'GPU')}: {_objective_words(plan)}, {proof}",
+            f"  on {plural(plan.metrics.gpus_used, 'GPU')}: {_objective_words(plan)}, {proof_words(plan)}",
         )
     )
     _question(console, plan.problem)
@@ -149,8 +148,12 @@ def limit_words(problem: Problem) -> list[str]:
     return words
 
 
-def _gap(gap: float) -> str:
-    return "0" if gap == 0 else f"{gap:.2%}"
+def proof_words(plan: Plan) -> str:
+    """What is proved of a plan, in a few words."""
+    gap, asked = plan.objective.gap, plan.certificate.parameters.relative_gap_limit
+    if plan.status == "OPTIMAL":
+        return "proved optimal"
+    return f"proved within {gap_text(gap)} of the optimum" if gap <= asked else f"not proved, gap {gap_text(gap)}"
 
 
 def _objective_words(plan: Plan) -> str:
@@ -243,7 +246,7 @@ def _proof(console: Console, plan: Plan) -> None:
     table.add_row(
         "", "objective",
         f"{claim.name} {objective_text(claim, claim.value)}; bound "
-        f"{objective_text(claim, claim.bound) if certificate.bound > 0 else 'none yet'}; gap {_gap(claim.gap)}",
+        f"{objective_text(claim, claim.bound) if certificate.bound > 0 else 'none yet'}; gap {gap_text(claim.gap)}",
     )  # fmt: skip
     table.add_row(
         "", "claim",

@@ -15,7 +15,7 @@ from rich.text import Text
 from solver.cost.metrics import NATURAL_UNITS, natural_value
 from solver.report.terminal import plural, terminal
 from solver.specs.problem import ObjectiveName
-from solver.units import short_ns
+from solver.units import gap_text, short_ns
 
 if TYPE_CHECKING:
     from solver.search.front import FrontProgress
@@ -34,7 +34,7 @@ def progress_text(objective: str, progress: Progress | None, elapsed_s: float) -
     if progress.value is None or progress.gap is None:
         return f"{objective}: no plan yet, {clock}"
     bound = _value(progress, progress.bound) if progress.bound > 0 else "none yet"
-    return f"{objective}: best {_value(progress, progress.value)}  bound {bound}  gap {progress.gap:.2%}  {clock}"
+    return f"{objective}: best {_value(progress, progress.value)}  bound {bound}  gap {gap_text(progress.gap)}  {clock}"
 
 
 def _value(progress: Progress, integer: int) -> str:

@@ -9,7 +9,7 @@ from solver.report.terminal import STYLE_OF_STATUS, bullets, grid, headed, headi
 from solver.scenarioplan import COMMON, ScenarioPlan, ScenarioResult
 from solver.specs.problem import ObjectiveName
 from solver.specs.workload import Workload
-from solver.units import short_ns
+from solver.units import gap_text, short_ns
 
 PINNED = tuple(name for name in COMMON if name != "attn_dp")
 """Decisions that name the deployment to the command solve; attention DP follows."""
@@ -18,7 +18,7 @@ PINNED = tuple(name for name in COMMON if name != "attn_dp")
 def show_scenarios(console: Console, plan: ScenarioPlan, program: str, out: str | None) -> None:
     """The deployment, what it is worth in every scenario, and what each could have had alone."""
     claim = plan.claim
-    proof = "proved optimal" if plan.status == "OPTIMAL" else f"not proved, gap {claim.gap:.2%}"
+    proof = "proved optimal" if plan.status == "OPTIMAL" else f"not proved, gap {gap_text(claim.gap)}"
     console.print(
         Text.assemble(
             (plan.status, STYLE_OF_STATUS[plan.status]),
@@ -144,7 +144,7 @@ def _proof(console: Console, plan: ScenarioPlan) -> None:
     heading(console, "Proof")
     table = grid("l", "w")
     what = "weighted sum of the objective integers" if claim.over == "expected" else "largest regret integer"
-    table.add_row("", "objective", f"{what} {claim.value:,}; bound {claim.bound:,}; gap {claim.gap:.2%}")
+    table.add_row("", "objective", f"{what} {claim.value:,}; bound {claim.bound:,}; gap {gap_text(claim.gap)}")
     table.add_row("", "claim", "no single deployment in the space does better over these scenarios and weights")
     alone = [result.own.status for result in plan.scenarios]
     table.add_row("", "alone", f"{alone.count('OPTIMAL')} of {len(alone)} own optima are proved, each by a plan inside")

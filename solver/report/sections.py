@@ -9,11 +9,11 @@ from solver.front import Front
 from solver.plan import Evaluation, Plan
 from solver.report.advice import collectives, recommendations
 from solver.report.alternatives import alternatives_blocks
-from solver.report.answer import limit_words, objective_text
+from solver.report.answer import limit_words, objective_text, proof_words
 from solver.report.document import Block, Bullets, Chart, Document, Grid, Paragraph, Section
 from solver.report.fronts import front_section
 from solver.report.terminal import plural, rate
-from solver.units import short_bytes, short_ns
+from solver.units import gap_text, short_bytes, short_ns
 from solver.verify import Verification
 
 KIB = 1024
@@ -67,7 +67,7 @@ def _claim(plan: Plan) -> str:
     if plan.status == "OPTIMAL":
         return f"{plan.objective.name} {value}, proved optimal: no strategy and placement in the space is better"
     bound = objective_text(plan.objective, plan.objective.bound)
-    return f"{plan.objective.name} {value}; not proved, bound {bound}, gap {plan.objective.gap:.2%}"
+    return f"{plan.objective.name} {value}; bound {bound}, {proof_words(plan)}"
 
 
 def _summary(plan: Plan, reference: Evaluation | None) -> list[Block]:
@@ -312,7 +312,7 @@ def _validation(plan: Plan, verdict: Verification) -> list[Block]:
     seconds = "" if c.wall_s is None else f", {c.wall_s.total:.2f} s"
     rows = [
         ("verify", f"{len(verdict.checks)} rules examined, {'all hold' if verdict.ok else 'the plan is convicted'}"),
-        ("value / bound", f"{c.value:,} / {c.bound:,} {c.objective_unit}, gap {c.gap:.2%}"),
+        ("value / bound", f"{c.value:,} / {c.bound:,} {c.objective_unit}, gap {gap_text(c.gap)}"),
         ("space", f"{c.space.name}: {c.space.configurations:,} configurations, with every placement of each"),
         ("search", f"{plural(len(c.iterations), 'iteration')}{seconds}, OR-Tools {c.versions.ortools}"),
         ("problem digest", c.digests.problem),

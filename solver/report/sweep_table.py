@@ -8,7 +8,7 @@ from rich.console import Console
 
 from solver.report.terminal import bullets, grid, headed, heading, plural
 from solver.swept import Row, Swept
-from solver.units import short_ns
+from solver.units import gap_text, short_ns
 
 MAX_LINES = 60
 """Points that are listed; all of them are in results.jsonl."""
@@ -30,7 +30,7 @@ def line_of(swept: Swept, row: Row) -> tuple[str, ...]:
     value = short_ns(answer.value) if answer.unit == "ns" else f"{answer.value:,.6g}"
     if answer.unit != "ns" and _common_unit(swept) is None:
         value += f" {answer.unit}"
-    gap = [f"{answer.gap:.2%}" if answer.gap else ""] if _any_gap(swept) else []
+    gap = [gap_text(answer.gap) if answer.gap else ""] if _any_gap(swept) else []
     return (str(row.index), *places, answer.strategy.full_label, f"{answer.metrics.gpus_used:,}", value, *gap)
 
 

@@ -90,7 +90,9 @@ def assemble(problem: Problem, outcome: Outcome, limits: SearchLimits, utopia: U
             iterations=tuple(outcome.iterations),
             digests=Digests(problem=problem.digest, cost_tables=outcome.tables_digest, program=outcome.program_digest),
             versions=Versions.here(),
-            parameters=Parameters(seed=limits.seed, workers=limits.workers, time_limit_s=limits.time_s),
+            parameters=Parameters(
+                seed=limits.seed, workers=limits.workers, time_limit_s=limits.time_s, relative_gap_limit=limits.gap
+            ),
             wall_s=WallTimes(
                 tables=round(outcome.tables_s, 4),
                 program=round(outcome.program_s, 4),

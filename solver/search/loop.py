@@ -163,6 +163,8 @@ class Loop:
             self._start_anywhere()
         for _ in range(MAX_TURNS):
             program = self._program()
+            if self._is_close():
+                break
             result = self._timed(lambda p=program: p.solve(self._limits(), self._report))  # type: ignore[misc]
             if result.status == "INFEASIBLE":
                 self._excluded()
@@ -197,8 +199,15 @@ class Loop:
 
     def _note_interrupt(self, result: ProgramResult) -> None:
         """CP-SAT takes Ctrl-C for itself while it runs: then it stops unproved before its time."""
-        if result.status in ("FEASIBLE", "UNKNOWN") and time.monotonic() < self.deadline - INTERRUPT_MARGIN_S:
+        closed = result.status == "FEASIBLE" and result.value - result.bound <= self.limits.gap * result.value
+        stopped = result.status in ("FEASIBLE", "UNKNOWN") and not closed
+        if stopped and time.monotonic() < self.deadline - INTERRUPT_MARGIN_S:
             self.outcome.interrupted = True
+
+    def _is_close(self) -> bool:
+        """Whether the best plan is within the gap that the caller accepts."""
+        best, gap = self.outcome.best, self.limits.gap
+        return gap > 0 and best is not None and best.value - self.outcome.bound <= gap * best.value
 
     def _excluded(self) -> None:
         """The program has no solution: proved infeasible, unless a plan is known."""

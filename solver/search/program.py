@@ -44,6 +44,8 @@ class SearchLimits:
     workers: int
     seed: int
     time_s: float | None
+    gap: float = 0.0
+    """Relative gap at which to stop; what is then not closed is FEASIBLE, never OPTIMAL."""
 
 
 @dataclass(frozen=True)
@@ -308,7 +310,7 @@ class Program:
                 group.append(self._open.pop(0))
             expression, _ = mixed_radix(group)
             self._minimise(expression)
-            result = self._run(limits, lambda _value, _bound: None)
+            result = self._run(replace(limits, gap=0.0), lambda _value, _bound: None)
             if result.status != "OPTIMAL" or result.strategy is None:
                 return result
             self.model.add(expression == result.value)
@@ -347,7 +349,7 @@ def minimise(
     parameters = solver.parameters
     parameters.num_workers = limits.workers
     parameters.random_seed = limits.seed
-    parameters.relative_gap_limit = 0.0
+    parameters.relative_gap_limit = limits.gap
     parameters.absolute_gap_limit = 0.0
     parameters.max_presolve_iterations = 1
     parameters.linearization_level = 0
@@ -363,7 +365,9 @@ def minimise(
     if name not in ("OPTIMAL", "FEASIBLE"):
         return Minimum(name, None, 0, bound)
     value = solver.value(target)
-    return Minimum(name, solver, value, value if name == "OPTIMAL" else bound)
+    if limits.gap == 0 and name == "OPTIMAL":
+        bound = value
+    return Minimum("OPTIMAL" if bound >= value else "FEASIBLE", solver, value, min(bound, value))
 
 
 class _Watch(cp_model.CpSolverSolutionCallback):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from solver.cost.metrics import Utopia
 from solver.plan import NoPlan, Plan
@@ -29,6 +29,8 @@ class SearchOptions:
     seed: int = 0
     time_limit_s: float | None = None
     """Absent means until proved."""
+    gap: float = 0.0
+    """Relative gap that is close enough: the search stops there, FEASIBLE with its gap."""
     ties: int = 0
     """Look for so many strategies that the cost model cannot tell from the winner."""
     alternatives: int = 0
@@ -44,13 +46,13 @@ class SearchOptions:
 def search(problem: Problem, options: SearchOptions, on_progress: Callable[[Progress], None]) -> Plan | NoPlan:
     """Find and prove the best plan of a problem."""
     started = time.monotonic()
-    limits = SearchLimits(options.workers or DEFAULT_WORKERS, options.seed, options.time_limit_s)
+    limits = SearchLimits(options.workers or DEFAULT_WORKERS, options.seed, options.time_limit_s, options.gap)
     utopia = options.utopia
     if problem.objective.name == "weighted" and utopia is None:
         parts = []
         for name in ("latency", "efficiency"):
             part = problem.model_copy(update={"objective": Objective(name=name)})
-            outcome = Loop(part, _left(limits, started), on_progress, None).run()
+            outcome = Loop(part, _left(replace(limits, gap=0.0), started), on_progress, None).run()
             if outcome.interrupted:
                 options.on_interrupt()
             if outcome.status != "OPTIMAL" or outcome.best is None:
@@ -76,7 +78,7 @@ def search(problem: Problem, options: SearchOptions, on_progress: Callable[[Prog
 def _left(limits: SearchLimits, started: float) -> SearchLimits:
     if limits.time_s is None:
         return limits
-    return SearchLimits(limits.workers, limits.seed, max(0.01, limits.time_s - (time.monotonic() - started)))
+    return replace(limits, time_s=max(0.01, limits.time_s - (time.monotonic() - started)))
 
 
 def _none(problem: Problem, outcome: Outcome, started: float, options: SearchOptions) -> NoPlan:
