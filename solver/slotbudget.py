@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from solver.errors import PlanError
@@ -10,6 +11,11 @@ from solver.specs.files import parse_json
 from solver.specs.spec import Spec
 
 BUDGET_KIND = "expert-slot-budget"
+
+
+def is_budget(text: str) -> bool:
+    """Whether a document says that it is a budget of slots; what it holds is not looked at."""
+    return re.match(rf'\s*\{{\s*"kind"\s*:\s*"{BUDGET_KIND}"', text) is not None
 
 
 class BudgetPoint(Spec):

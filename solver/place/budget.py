@@ -91,9 +91,9 @@ def layer_curves(load_lke: Floats, budget: Budget, aim: Aim, effort: Effort) -> 
         closed = (curves.value_lp[:, : at + 1] <= goal).any(axis=1)
         open_l = np.arange(layers) if at in whole else np.flatnonzero(~closed)
         if len(open_l):
+            effort.enter(f"{int(redundant_p[at])} redundant slots per layer", len(open_l))
             own = replace(effort, seconds=left / (len(order) - turn), begun=clock.monotonic())
             _search(load_lke, budget, aim, own, curves, (at, open_l))
-            effort.tell(curves.value_lp.min(axis=1), bound_lp.max(axis=1))
     return curves
 
 

@@ -39,12 +39,13 @@ class Watch:
     report: Callable[[PlaceProgress], None]
     layers: int = 0
     stage: str = "placing"
+    label: str = ""
     begun: float = field(default_factory=time.monotonic)
     told: float = 0.0
 
     def enter(self, stage: str, layers: int) -> None:
         """A new stage over so many layers; its first report is not held back."""
-        self.stage, self.layers, self.told = stage, layers, 0.0
+        self.stage, self.layers, self.told = self.label + stage, layers, 0.0
 
     @property
     def is_due(self) -> bool:

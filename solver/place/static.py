@@ -68,6 +68,11 @@ class Effort:
         if self.watch is not None:
             self.watch.enter(stage, layers)
 
+    def label(self, words: str) -> None:
+        """Say what the next stages are part of."""
+        if self.watch is not None:
+            self.watch.label = words
+
 
 @dataclass(frozen=True)
 class Found:

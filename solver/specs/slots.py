@@ -22,14 +22,19 @@ class SlotSweep:
     numbers : slots per rank, ascending
     tolerance : the fewest slots are recommended whose figure is within this share of the best
     expert_bytes : weights of one expert of one layer, for the memory per GPU
+    choose : place with the recommended number; else with the slots of the question
     """
 
     numbers: tuple[int, ...]
     tolerance: float = 0.002
     expert_bytes: int | None = None
+    choose: bool = False
 
-    def check(self, placing: Placing, num_experts: int) -> None:
+    def check(self, placing: Placing, windows: tuple[LoadWindow, ...]) -> None:
         """Raise :class:`SpecError` with the numbers and the repair where the sweep makes no sense."""
+        num_experts = windows[0].count_le.shape[1]
+        if len(set(placing.slots_of_rank)) > 1:
+            raise SpecError("--slot-curve compares equal slots on all ranks; give --slots-per-rank as one number")
         if not 1 <= len(self.numbers) <= MAX_NUMBERS or len(set(self.numbers)) < len(self.numbers):
             raise SpecError(f"--slot-curve: give 1 to {MAX_NUMBERS} different numbers of slots per rank")
         least = -(-num_experts // placing.ranks)
