@@ -20,7 +20,7 @@ from solver.specs.problem import Problem
 from solver.specs.windows import LoadWindow
 from solver.specs.workload import ExpertLoads
 
-NOISE_DRAWS = 64
+NOISE_DRAWS = 512
 """Simulated steps per layer."""
 NOISE_LAYERS = 12
 """Layers that are simulated, evenly chosen."""
@@ -88,35 +88,43 @@ def timed(worth: BalanceWorth, placed: ExpertPlacement, time_ns: LayerTime | Non
 def step_balancedness(placed: ExpertPlacement, load_lke: Floats, tokens: int, top_k: int, seed: int = 0) -> float:
     """Expected balancedness of one step of `tokens` tokens that choose `top_k` experts each, by simulation.
 
-    Choices are drawn independently for the mixture of the windows; the split over replicas is even (or the stated one).
+    Choices are drawn independently, every step from one of the windows, each as often as it weighs; the split over
+    replicas is even (or the stated one).
     """
     rng = np.random.default_rng(seed)
     layers = np.unique(np.linspace(0, placed.num_layers - 1, NOISE_LAYERS).astype(int))
-    rank_n = np.array(placed.rank_of_slot)
     weight_k = np.array([window.weight for window in placed.windows])
+    alive, draws = placed.ranks - len(placed.dead_ranks), -(-NOISE_DRAWS // len(weight_k))
     means = []
     for layer in layers:
-        share = np.average(load_lke[layer], axis=0, weights=weight_k)
-        slot_n = np.array(placed.physical_to_logical_map[layer])
-        used = slot_n >= 0
-        if placed.split is None:
-            part = 1 / np.bincount(slot_n[used], minlength=len(share))[slot_n[used]]
-        else:
-            part = np.array(placed.split[layer])[used]
-        chance: Floats = np.bincount(rank_n[used], share[slot_n[used]] * part, placed.ranks).astype(np.float64)
-        means.append(_drawn(rng, chance, tokens * top_k, placed.ranks - len(placed.dead_ranks)))
+        chance_kr = _rank_chances(placed, load_lke[layer], int(layer))
+        drawn_k = [_drawn(rng, chance_r, tokens * top_k, alive, draws) for chance_r in chance_kr]
+        means.append(np.average(drawn_k, weights=weight_k))
     return float(np.mean(means))
+
+
+def _rank_chances(placed: ExpertPlacement, load_ke: Floats, layer: int) -> Floats:
+    """Load that every rank gets of a layer, by window."""
+    rank_n, slot_n = np.array(placed.rank_of_slot), np.array(placed.physical_to_logical_map[layer])
+    used = slot_n >= 0
+    if placed.split is None:
+        part_n = 1 / np.bincount(slot_n[used], minlength=load_ke.shape[1])[slot_n[used]]
+    else:
+        part_n = np.array(placed.split[layer])[used]
+    on_rank = (rank_n[used][:, None] == np.arange(placed.ranks)[None, :]).astype(np.float64)
+    chances: Floats = (load_ke[:, slot_n[used]] * part_n) @ on_rank
+    return chances
 
 
 def perfect_step(ranks: int, rows: int, seed: int = 0) -> float:
     """The same where every rank is equally likely."""
     rng = np.random.default_rng(seed)
-    return float(np.mean([_drawn(rng, np.ones(ranks), rows, ranks) for _ in range(NOISE_LAYERS)]))
+    return float(np.mean([_drawn(rng, np.ones(ranks), rows, ranks, NOISE_DRAWS) for _ in range(NOISE_LAYERS)]))
 
 
-def _drawn(rng: np.random.Generator, chance: Floats, rows: int, ranks: int) -> float:
+def _drawn(rng: np.random.Generator, chance_r: Floats, rows: int, ranks: int, draws: int) -> float:
     """Mean over the draws of mean / busiest rows."""
-    drawn = rng.multinomial(rows, chance / chance.sum(), size=NOISE_DRAWS)
+    drawn = rng.multinomial(rows, chance_r / chance_r.sum(), size=draws)
     return float((rows / ranks / drawn.max(axis=1)).mean())
 
 
@@ -139,10 +147,11 @@ def levers(placed: ExpertPlacement, worth: BalanceWorth) -> tuple[Lever, ...]:
     gap = sum(layer.gap for layer in placed.layers) / placed.num_layers
     excess = max(1 - placed.balancedness, 1e-12)
     placing = whole * min(1.0, gap / excess)
+    better = "a better placement in these slots" if placed.max_moves is None else "more moves from the map in force"
     held = [window.held_out for window in placed.windows if window.held_out is not None]
     inside = sum(window.balancedness for window in placed.windows) / len(placed.windows)
     found = [
-        Lever("a better placement in these slots", placing, f"the mean gap to the proved bound is {gap:.2%}"),
+        Lever(better, placing, f"the mean gap to the proved bound is {gap:.2%}"),
         Lever("redundant slots", whole - placing, "what no placement in these slots can balance"),
         Lever("more tokens per step", 1 - worth.perfect, "routing's own noise"),
     ]

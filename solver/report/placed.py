@@ -37,7 +37,7 @@ def show_placed(
     console.print(verdict)
     _windows(console, placed)
     loads = rank_loads(placed, windows)
-    before = before_loads(placed, windows, current)
+    before = rank_loads(before_of(placed, current), windows)
     _bars(console, placed, before, loads)
     _heat(console, before, loads, "in force" if current is not None else "dealt in order")
     _layers(console, placed)
@@ -148,13 +148,19 @@ def _shade(load: float, shades: str) -> str:
     return shades[max(0, min(len(shades) - 1, step))]
 
 
-def before_loads(placed: ExpertPlacement, windows: Sequence[LoadWindow], current: Map | None) -> np.ndarray:
-    """Loads of the map in force; without one, of what engines start with: slot n holds expert n modulo the experts."""
+def before_of(placed: ExpertPlacement, current: Map | None) -> ExpertPlacement:
+    """The map in force; without one, what engines start with: slot n holds expert n modulo the experts."""
     slots = sum(placed.slots_of_rank)
     row = tuple(slot % placed.num_experts for slot in range(slots))
     rows = (row,) * placed.num_layers if current is None else tuple(tuple(row) for row in current)
-    start = placed.model_copy(update={"physical_to_logical_map": rows, "split": None, "dead_ranks": ()})
-    return rank_loads(start, windows)
+    return placed.model_copy(update={"physical_to_logical_map": rows, "split": None, "dead_ranks": ()})
+
+
+def balances(placed: ExpertPlacement, windows: Sequence[LoadWindow]) -> np.ndarray:
+    """Balancedness of every layer, weighted mean over the windows."""
+    of_window = [1 / rank_loads(placed, [window]).max(axis=1) for window in windows]
+    mean: np.ndarray = np.average(of_window, axis=0, weights=[window.weight for window in windows])
+    return mean
 
 
 def _layers(console: Console, placed: ExpertPlacement) -> None:

@@ -12,7 +12,7 @@ from solver.expertmap import ExpertPlacement, SlotCurve
 from solver.report.charts import INK, PALETTE, figure_svg
 from solver.report.document import Block, Bullets, Document, Drawing, Grid, Paragraph, Section
 from solver.report.html import page
-from solver.report.placed import Map, before_loads, rank_loads, slot_rows
+from solver.report.placed import Map, balances, before_of, rank_loads, slot_rows
 from solver.report.terminal import plural
 from solver.specs.windows import LoadWindow
 from solver.units import short_ns
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_MOVES = 300
+MAX_MOVES = 100
 """Most moves that the page lists."""
 BAR_LAYERS = 3
 """Layers whose ranks are drawn as bars: those that were worst before."""
 BEFORE, AFTER = PALETTE[1], PALETTE[0]
+ABOVE, BELOW = (0.80, 0.16, 0.20), (0.16, 0.42, 0.72)
+"""Red and blue of the heat map, as shares."""
 HEAT_SPAN = 0.5
 """Loads below 1 minus and above 1 plus this have the colours of the ends."""
 
@@ -61,13 +63,15 @@ def placement_html(placed: ExpertPlacement, windows: Sequence[LoadWindow], curre
 
 def placement_document(placed: ExpertPlacement, windows: Sequence[LoadWindow], current: Map | None = None) -> Document:
     """The page as data."""
-    before, after = before_loads(placed, windows, current), rank_loads(placed, windows)
+    start = before_of(placed, current)
+    before, after = rank_loads(start, windows), rank_loads(placed, windows)
+    balance = balances(start, windows)
     origin = "the map in force" if current is not None else "experts dealt in order, as engines start"
     sections = [
-        Section("Summary", tuple(_summary(placed, before, origin))),
+        Section("Summary", tuple(_summary(placed, balance, origin))),
         Section("What to make of it", (Bullets(placed.advice),)),
         Section("Ranks", tuple(_ranks(before, after, origin))),
-        Section("Layers", tuple(_layers(placed, before, after))),
+        Section("Layers", tuple(_layers(placed, balance))),
         Section("Windows", tuple(_windows(placed))),
     ]
     if placed.slot_curve is not None:
@@ -88,7 +92,7 @@ def _drawing(title: str, kind: str, draw: Callable[[Figure], None], height: floa
     return Drawing(title, lambda: figure_svg(kind, draw, height))
 
 
-def _summary(placed: ExpertPlacement, before: np.ndarray, origin: str) -> Iterator[Block]:
+def _summary(placed: ExpertPlacement, balance: np.ndarray, origin: str) -> Iterator[Block]:
     slots = sorted(set(placed.slots_of_rank))
     each = f"{slots[0]}" if len(slots) == 1 else f"{slots[0]} to {slots[-1]}"
     redundant = sum(placed.slots_of_rank) - placed.num_experts
@@ -97,7 +101,7 @@ def _summary(placed: ExpertPlacement, before: np.ndarray, origin: str) -> Iterat
         ("Status", placed.status + (", interrupted" if placed.interrupted else "")),
         ("Slots", f"{each} per rank, {redundant} redundant of {sum(placed.slots_of_rank)}"),
         ("Balancedness", f"{placed.balancedness:.5f} mean, {placed.worst_balancedness:.5f} in the worst layer"),
-        ("Before", f"{(1 / before.max(axis=1)).mean():.5f} mean, {(1 / before.max(axis=1)).min():.5f} worst: {origin}"),
+        ("Before", f"{balance.mean():.5f} mean, {balance.min():.5f} worst: {origin}"),
         ("Proved gap", f"{sum(gaps) / len(gaps):.3%} mean, {max(gaps):.3%} widest"),
         ("Aim", placed.aim if len(placed.windows) > 1 else "the one window"),
     ]
@@ -156,14 +160,19 @@ def _bars(figure: Figure, before: np.ndarray, after: np.ndarray, layers: list[in
 
 
 def _heat(figure: Figure, before: np.ndarray, after: np.ndarray) -> None:
-    """Two maps with one scale: red above the mean, blue below."""
+    """Two maps with one scale: red above the mean, blue below, the colour of the page at it."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    ends = [(*BELOW, 1.0), (*BELOW, 0.0), (*ABOVE, 0.0), (*ABOVE, 1.0)]
+    colours = LinearSegmentedColormap.from_list("loads", list(zip((0.0, 0.5, 0.5, 1.0), ends, strict=True)))
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, loads, title in ((left, before, "before"), (right, after, "as placed")):
         drawn = axes.imshow(
-            loads, cmap="RdBu_r", vmin=1 - HEAT_SPAN, vmax=1 + HEAT_SPAN, aspect="auto", interpolation="nearest"
+            loads, cmap=colours, vmin=1 - HEAT_SPAN, vmax=1 + HEAT_SPAN, aspect="auto", interpolation="nearest"
         )
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("rank")
+        axes.spines[["top", "right"]].set_visible(True)
     left.set_ylabel("layer")
     figure.colorbar(drawn, ax=[left, right], extend="both", label="load / mean", fraction=0.04, pad=0.02)
 
@@ -171,12 +180,12 @@ def _heat(figure: Figure, before: np.ndarray, after: np.ndarray) -> None:
 # --- layers and windows -----------------------------------------------------------------------------------------------
 
 
-def _layers(placed: ExpertPlacement, before: np.ndarray, after: np.ndarray) -> Iterator[Block]:
+def _layers(placed: ExpertPlacement, balance: np.ndarray) -> Iterator[Block]:
     def draw(figure: Figure) -> None:
         top, low = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-        layer = np.arange(len(before))
-        top.plot(layer, 1 / before.max(axis=1), color=BEFORE, marker=".", linewidth=0.8, label="before")
-        top.plot(layer, 1 / after.max(axis=1), color=AFTER, marker=".", linewidth=0.8, label="as placed")
+        layer, after = np.arange(len(balance)), [part.balancedness for part in placed.layers]
+        top.plot(layer, balance, color=BEFORE, marker=".", linewidth=0.8, label="before")
+        top.plot(layer, after, color=AFTER, marker=".", linewidth=0.8, label="as placed")
         top.set_ylabel("balancedness")
         top.set_ylim(top=1.02)
         top.legend(loc="lower right", ncols=2, fontsize=8)

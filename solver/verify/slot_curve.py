@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from solver.expertmap import ExpertPlacement
@@ -90,30 +91,27 @@ def _worth(placed: ExpertPlacement, windows: Sequence[LoadWindow]) -> Iterator[F
 
 
 def _drawn(placed: ExpertPlacement, windows: Sequence[LoadWindow], rows: int) -> float:
-    """Balancedness of drawn steps, mean over some layers spread over all."""
-    rng, dead = random.Random(1), set(placed.dead_ranks)
-    step = max(1, placed.num_layers // LAYERS)
-    layers = range(0, placed.num_layers, step)
-    total = 0.0
-    for layer in layers:
-        chance = _chance(placed, windows, layer)
-        for _ in range(DRAWS):
-            counts = [0] * placed.ranks
-            for rank in rng.choices(range(placed.ranks), chance, k=rows):
-                counts[rank] += 1
-            total += rows / (placed.ranks - len(dead)) / max(counts)
-    return total / (len(layers) * DRAWS)
-
-
-def _chance(placed: ExpertPlacement, windows: Sequence[LoadWindow], layer: int) -> list[float]:
-    """Share of a layer's rows that every rank gets, in the mixture of the windows."""
-    row = placed.physical_to_logical_map[layer]
-    replicas = {expert: row.count(expert) for expert in set(row)}
-    chance, rank_of_slot = [0.0] * placed.ranks, placed.rank_of_slot
+    """Balancedness of drawn steps, each from one window, mean over some layers spread over all."""
+    rng, alive = random.Random(1), placed.ranks - len(placed.dead_ranks)
+    layers = range(0, placed.num_layers, max(1, placed.num_layers // LAYERS))
+    total = weight = 0.0
     for window in windows:
-        counts = [int(count) for count in window.count_le[layer]]
-        for slot, expert in enumerate(row):
-            if expert >= 0:
-                part = 1 / replicas[expert] if placed.split is None else placed.split[layer][slot]
-                chance[rank_of_slot[slot]] += window.weight * counts[expert] / sum(counts) * part
+        for layer in layers:
+            chance = _chance(placed, window, layer)
+            for _ in range(max(1, DRAWS // len(windows))):
+                counts = Counter(rng.choices(range(placed.ranks), chance, k=rows))
+                total += window.weight * rows / alive / max(counts.values())
+                weight += window.weight
+    return total / weight
+
+
+def _chance(placed: ExpertPlacement, window: LoadWindow, layer: int) -> list[float]:
+    """Tokens of a layer that every rank gets in a window."""
+    row, rank_of_slot = placed.physical_to_logical_map[layer], placed.rank_of_slot
+    replicas, chance = Counter(row), [0.0] * placed.ranks
+    counts = [int(count) for count in window.count_le[layer]]
+    for slot, expert in enumerate(row):
+        if expert >= 0:
+            part = 1 / replicas[expert] if placed.split is None else placed.split[layer][slot]
+            chance[rank_of_slot[slot]] += counts[expert] * part
     return chance
