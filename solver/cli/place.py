@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from solver.api import PlaceOptions
     from solver.specs.windows import LoadWindow
 
-INFEASIBLE, NOT_PROVED = 3, 4
+INFEASIBLE = 3
 LOADS, RANKS, CHANGE, HOW = "Loads", "Ranks and slots", "From a current placement", "How"
-MAX_DOCUMENT_BYTES = 256 * 2**20
 
 
 def _numbers(text: str | None, option: str) -> tuple[int, ...]:
@@ -42,7 +41,7 @@ def _numbers(text: str | None, option: str) -> tuple[int, ...]:
     return () if text is None else whole_numbers(text, option)
 
 
-def _windows(files: list[str], weights: str | None, most: int, experts: int | None) -> tuple[LoadWindow, ...]:
+def given_windows(files: list[str], weights: str | None, most: int, experts: int | None) -> tuple[LoadWindow, ...]:
     """Windows of all files; a weight per file is shared by its windows."""
     from dataclasses import replace
 
@@ -206,7 +205,7 @@ def place(
     if form not in MAP_FORMATS:
         raise SpecError(f"--format {form[:60]!r}: give one of {', '.join(MAP_FORMATS)}")
     check_page(report)
-    given = _windows(loads, weights, windows, experts)
+    given = given_windows(loads, weights, windows, experts)
     words = SlotWords(slots_per_rank, slot_curve, slot_tolerance, expert_bytes, llm, cluster)
     num_layers, num_experts = given[0].count_le.shape
     question = Placing(
@@ -288,40 +287,3 @@ def _infeasible(proof: str, *, as_json: bool) -> None:
         typer.echo(json.dumps({"kind": "expert-placement", "status": "INFEASIBLE", "reason": proof}))
     else:
         typer.echo(f"INFEASIBLE  {proof}")
-
-
-def verify_map(text: str, where: str, loads: list[str], current: str | None, *, as_json: bool) -> None:
-    """Judge a placement document against its loads; exit code 4 when it is convicted."""
-    import json
-    from dataclasses import asdict
-
-    from solver.expertmap import ExpertPlacement
-    from solver.slotbudget import SlotBudget, is_budget
-    from solver.specs.windows import read_map
-    from solver.verify.expert_map import judge_placement
-    from solver.verify.slot_budget import judge_budget
-
-    if not loads:
-        raise SpecError(f"{where} is an expert placement; name the loads it was made for with --loads")
-    if is_budget(text):
-        placed: ExpertPlacement | SlotBudget = SlotBudget.parse(text, where)
-    else:
-        placed = ExpertPlacement.parse(text, where)
-    weights = {window.name: window.weight for window in placed.windows}
-    from dataclasses import replace
-
-    given = _windows(loads, None, max(1, len(placed.windows)), placed.num_experts)
-    given = tuple(replace(window, weight=weights.get(window.name, window.weight)) for window in given)
-    if isinstance(placed, SlotBudget):
-        verdict = judge_budget(placed, given)
-    else:
-        verdict = judge_placement(placed, given, None if current is None else read_map(current))
-    if as_json:
-        typer.echo(json.dumps({"ok": verdict.ok, "findings": [asdict(finding) for finding in verdict.findings]}))
-    elif verdict.ok:
-        typer.echo(f"CONFIRMED  {placed.num_layers} layers, mean balancedness {placed.balancedness:.5f}")
-    else:
-        typer.echo(f"CONVICTED  {len(verdict.findings)} findings")
-        for finding in verdict.findings[:20]:
-            typer.echo(f"  - {finding}")
-    raise typer.Exit(0 if verdict.ok else NOT_PROVED)

@@ -64,12 +64,11 @@ def layer_time(problem: Problem, windows: tuple[LoadWindow, ...], ranks: int) ->
 
 def balance_worth(placed: ExpertPlacement, load_lke: Floats, tokens: int, top_k: int) -> BalanceWorth:
     """Balancedness of single steps of `tokens` tokens: of the placement, and of one without any imbalance."""
-    alive = placed.ranks - len(placed.dead_ranks)
     return BalanceWorth(
         tokens_per_step=tokens,
         top_k=top_k,
         balancedness=step_balancedness(placed, load_lke, tokens, top_k),
-        perfect=perfect_step(alive, tokens * top_k),
+        perfect=step_balancedness(placed, load_lke, tokens, top_k, even=True),
     )
 
 
@@ -85,19 +84,25 @@ def timed(worth: BalanceWorth, placed: ExpertPlacement, time_ns: LayerTime | Non
     return worth.model_copy(update=times)
 
 
-def step_balancedness(placed: ExpertPlacement, load_lke: Floats, tokens: int, top_k: int, seed: int = 0) -> float:
+def step_balancedness(
+    placed: ExpertPlacement, load_lke: Floats, tokens: int, top_k: int, *, even: bool = False
+) -> float:
     """Expected balancedness of one step of `tokens` tokens that choose `top_k` experts each, by simulation.
 
     Choices are drawn independently, every step from one of the windows, each as often as it weighs; the split over
-    replicas is even (or the stated one).
+    replicas is even (or the stated one). With `even` every living rank is equally likely instead; the random numbers
+    are the same, so that the two figures differ by the imbalance rather than by luck.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     layers = np.unique(np.linspace(0, placed.num_layers - 1, NOISE_LAYERS).astype(int))
     weight_k = np.array([window.weight for window in placed.windows])
+    alive_r = np.array([rank not in placed.dead_ranks for rank in range(placed.ranks)])
     alive, draws = placed.ranks - len(placed.dead_ranks), -(-NOISE_DRAWS // len(weight_k))
     means = []
     for layer in layers:
         chance_kr = _rank_chances(placed, load_lke[layer], int(layer))
+        if even:
+            chance_kr = np.ones_like(chance_kr) * alive_r
         drawn_k = [_drawn(rng, chance_r, tokens * top_k, alive, draws) for chance_r in chance_kr]
         means.append(np.average(drawn_k, weights=weight_k))
     return float(np.mean(means))
@@ -114,12 +119,6 @@ def _rank_chances(placed: ExpertPlacement, load_ke: Floats, layer: int) -> Float
     on_rank = (rank_n[used][:, None] == np.arange(placed.ranks)[None, :]).astype(np.float64)
     chances: Floats = (load_ke[:, slot_n[used]] * part_n) @ on_rank
     return chances
-
-
-def perfect_step(ranks: int, rows: int, seed: int = 0) -> float:
-    """The same where every rank is equally likely."""
-    rng = np.random.default_rng(seed)
-    return float(np.mean([_drawn(rng, np.ones(ranks), rows, ranks, NOISE_DRAWS) for _ in range(NOISE_LAYERS)]))
 
 
 def _drawn(rng: np.random.Generator, chance_r: Floats, rows: int, ranks: int, draws: int) -> float:
