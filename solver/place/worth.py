@@ -20,10 +20,10 @@ from solver.specs.problem import Problem
 from solver.specs.windows import LoadWindow
 from solver.specs.workload import ExpertLoads
 
-NOISE_DRAWS = 512
-"""Simulated steps per layer."""
-NOISE_LAYERS = 12
-"""Layers that are simulated, evenly chosen."""
+NOISE_DRAWS = 6000
+"""Simulated steps over all layers."""
+LAYER_DRAWS = 16
+"""Simulated steps of a layer at least."""
 PPM = 10**6
 SMALL = 0.003
 """Share of the expert layer's time below which a lever is not worth pulling."""
@@ -94,13 +94,13 @@ def step_balancedness(
     are the same, so that the two figures differ by the imbalance rather than by luck.
     """
     rng = np.random.default_rng(0)
-    layers = np.unique(np.linspace(0, placed.num_layers - 1, NOISE_LAYERS).astype(int))
     weight_k = np.array([window.weight for window in placed.windows])
     alive_r = np.array([rank not in placed.dead_ranks for rank in range(placed.ranks)])
-    alive, draws = placed.ranks - len(placed.dead_ranks), -(-NOISE_DRAWS // len(weight_k))
+    alive = placed.ranks - len(placed.dead_ranks)
+    draws = max(LAYER_DRAWS, NOISE_DRAWS // placed.num_layers) // len(weight_k) + 1
     means = []
-    for layer in layers:
-        chance_kr = _rank_chances(placed, load_lke[layer], int(layer))
+    for layer in range(placed.num_layers):
+        chance_kr = _rank_chances(placed, load_lke[layer], layer)
         if even:
             chance_kr = np.ones_like(chance_kr) * alive_r
         drawn_k = [_drawn(rng, chance_r, tokens * top_k, alive, draws) for chance_r in chance_kr]

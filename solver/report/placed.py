@@ -165,7 +165,7 @@ def balances(placed: ExpertPlacement, windows: Sequence[LoadWindow]) -> np.ndarr
 
 def _layers(console: Console, placed: ExpertPlacement) -> None:
     heading(console, "Layers", "the widest gaps")
-    table = headed([("layer", "r"), ("status", "l"), ("balancedness", "r"), ("gap", "r"), ("bound by", "l")])
+    table = headed([("layer", "r"), ("status", "l"), ("balancedness", "r"), ("gap", "r"), ("bound by", "w")])
     for at in sorted(range(placed.num_layers), key=lambda at: -placed.layers[at].gap)[:5]:
         layer = placed.layers[at]
         table.add_row("", str(at), layer.status, f"{layer.balancedness:.5f}", f"{layer.gap:.3%}", layer.binding)

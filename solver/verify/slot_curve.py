@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from solver.expertmap import ExpertPlacement
 from solver.specs.windows import LoadWindow
@@ -17,12 +18,10 @@ SLOT_RULES: dict[str, str] = {
 }
 """Rules of this judge, in its own words."""
 
-DRAWS, LAYERS = 8, 6
-"""Simulated steps of a layer, and layers about so many."""
-DRAWN_WITHIN = 0.03
-"""Difference that two simulations of so few steps may have."""
-MAX_ROWS = 200_000
-"""Rows of a step above which draws would take long: noise is small then, and the averaged loads say the same."""
+DRAWS = 40
+"""Simulated steps of a layer, over all windows."""
+DRAWN_WITHIN = 0.02
+"""Difference that two simulations may have."""
 
 
 def judge_slots(placed: ExpertPlacement, windows: Sequence[LoadWindow]) -> Iterator[Finding]:
@@ -82,26 +81,22 @@ def _worth(placed: ExpertPlacement, windows: Sequence[LoadWindow]) -> Iterator[F
         return
     if not 0 < worth.balancedness <= worth.perfect + DRAWN_WITHIN or worth.perfect > 1 + 1e-9:
         yield Finding("slots-worth", f"{worth.balancedness:.4f} in a step, {worth.perfect:.4f} without imbalance")
-    rows = worth.tokens_per_step * worth.top_k
-    if rows > MAX_ROWS:
-        return
-    found = _drawn(placed, windows, rows)
+    found = _drawn(placed, windows, worth.tokens_per_step * worth.top_k)
     if abs(found - worth.balancedness) > DRAWN_WITHIN:
         yield Finding("slots-worth", f"{worth.balancedness:.4f} in a step, draws give {found:.4f}")
 
 
 def _drawn(placed: ExpertPlacement, windows: Sequence[LoadWindow], rows: int) -> float:
-    """Balancedness of drawn steps, each from one window, mean over some layers spread over all."""
-    rng, alive = random.Random(1), placed.ranks - len(placed.dead_ranks)
-    layers = range(0, placed.num_layers, max(1, placed.num_layers // LAYERS))
+    """Balancedness of drawn steps, each from one window, mean over the layers."""
+    rng, alive = np.random.default_rng(1), placed.ranks - len(placed.dead_ranks)
+    each = -(-DRAWS // len(windows))
     total = weight = 0.0
     for window in windows:
-        for layer in layers:
-            chance = _chance(placed, window, layer)
-            for _ in range(max(1, DRAWS // len(windows))):
-                counts = Counter(rng.choices(range(placed.ranks), chance, k=rows))
-                total += window.weight * rows / alive / max(counts.values())
-                weight += window.weight
+        for layer in range(placed.num_layers):
+            chance = np.array(_chance(placed, window, layer))
+            busiest = rng.multinomial(rows, chance / chance.sum(), size=each).max(axis=1)
+            total += window.weight * rows / alive * float((1 / busiest).mean())
+            weight += window.weight
     return total / weight
 
 
