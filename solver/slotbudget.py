@@ -54,6 +54,14 @@ class UniformSlots(Spec):
     objective: float
 
 
+class TradeoffPoint(Spec):
+    """The best use of a smaller budget, from the same curves."""
+
+    redundant: int
+    objective: float
+    bound: float
+
+
 class SlotBudget(Spec):
     """Where a budget of redundant slots lowers the busiest rank most.
 
@@ -84,6 +92,8 @@ class SlotBudget(Spec):
     slots_of_gpu: tuple[int, ...]
     """Slots of every rank summed over the layers: the weights that its GPU holds."""
     uniform: tuple[UniformSlots, ...]
+    tradeoff: tuple[TradeoffPoint, ...]
+    """Objective against redundant slots over all layers, up to the budget."""
     layers: tuple[BudgetLayer, ...]
     windows: tuple[WindowReport, ...]
     advice: tuple[str, ...] = ()

@@ -214,6 +214,8 @@ def budget_mutations(placed: SlotBudget) -> Iterator[tuple[str, SlotBudget]]:
     yield "budget-choice", with_layer(curve=(cheap, *first.curve[1:]))
     yield "budget-choice", placed.model_copy(update={"bound": placed.bound * 1.01})
     yield "budget-choice", placed.model_copy(update={"enough": 0})
+    better = placed.tradeoff[0].model_copy(update={"objective": placed.tradeoff[0].objective * 0.99})
+    yield "budget-choice", placed.model_copy(update={"tradeoff": (better, *placed.tradeoff[1:])})
     uniform = placed.uniform[0]
     yield (
         "budget-uniform",
@@ -404,11 +406,14 @@ def test_the_command_chooses_slots(loads: Path) -> None:
 def test_the_command_spends_a_budget_and_verify_judges_it(loads: Path, tmp_path: Path) -> None:
     base = ("place", "--loads", loads, "--ranks", "4", "--slots-per-rank", "5", "--time-limit", "3")
     document = tmp_path / "budget.json"
-    shown = run(*base, "--redundant-slots", "0.5/rank", "--out", document)
+    page = tmp_path / "budget.html"
+    shown = run(*base, "--redundant-slots", "0.5/rank", "--out", document, "--report", page)
     assert shown.code == 0, shown.err
     assert "4 redundant slots" in shown.out
     assert max(map(len, shown.out.splitlines())) <= 80
     assert run("verify", document, "--loads", loads).out.startswith("CONFIRMED")
+    assert page.read_text().count("<figure") == 2
+    assert "# 4 redundant slots" in run("report", document, "--loads", loads, "--out", "-").out
     value = json.loads(document.read_text())
     value["objective"] *= 1.01
     document.write_text(json.dumps(value))

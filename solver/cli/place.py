@@ -230,9 +230,9 @@ def place(
     sweep = words.sweep(ranks, num_experts, served)
     try:
         if spending is not None:
-            if sweep is not None or report is not None:
-                raise SpecError("--redundant-slots is an answer of its own: leave --slot-curve and --report out")
-            delivery = Delivery(out, form, force=force, as_json=as_json, silent=no_progress)
+            if sweep is not None:
+                raise SpecError("--redundant-slots is a question of its own: leave --slot-curve out")
+            delivery = Delivery(out, form, report, force=force, as_json=as_json, silent=no_progress)
             raise typer.Exit(deliver_budget(question, given, spending, options, delivery))
         with watch_place(silent=no_progress) as told:
             priced = served if cluster is not None else None

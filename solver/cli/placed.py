@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from solver.expertmap import ExpertPlacement
     from solver.slotbudget import SlotBudget
     from solver.specs.windows import LoadWindow
+    from solver.verify.expert_map import MapVerdict
 
 NOT_PROVED = 4
 MAX_DOCUMENT_BYTES = 256 * 2**20
@@ -61,6 +62,12 @@ def _windows_of(placed: ExpertPlacement | SlotBudget, loads: list[str]) -> tuple
     return tuple(replace(window, weight=weights.get(window.name, window.weight)) for window in given)
 
 
+def _convict(path: str, verdict: MapVerdict) -> None:
+    """Refuse to report what the judge convicts."""
+    if not verdict.ok:
+        raise PlanError(f"{path} is not reported, because verify convicts it: {verdict.findings[0]}")
+
+
 def report_map(path: str, loads: list[str], current: str | None, out: str, *, force: bool) -> None:
     """A placement document as a page or Markdown; the judge looks at it first.
 
@@ -70,10 +77,13 @@ def report_map(path: str, loads: list[str], current: str | None, out: str, *, fo
         It is no placement, or the judge convicts it for these loads.
     """
     from solver.expertmap import ExpertPlacement
+    from solver.report.budget_page import budget_document, budget_html
     from solver.report.markdown import markdown
     from solver.report.placement_page import check_page, placement_document, placement_html
+    from solver.slotbudget import SlotBudget, is_budget
     from solver.specs.windows import read_map
     from solver.verify.expert_map import judge_placement
+    from solver.verify.slot_budget import judge_budget
 
     if not loads:
         raise SpecError(f"{path} is an expert placement; name the loads it was made for with --loads")
@@ -81,10 +91,14 @@ def report_map(path: str, loads: list[str], current: str | None, out: str, *, fo
     if not as_page and out != "-" and not out.lower().endswith(".md"):
         raise ReportError(f"--out {out[:80]!r}: end it with .html or .md")
     check_page(out if as_page else None)
-    placed = ExpertPlacement.parse(read_text(path, MAX_DOCUMENT_BYTES), path)
+    text = read_text(path, MAX_DOCUMENT_BYTES)
+    if is_budget(text):
+        budget = SlotBudget.parse(text, path)
+        _convict(path, judge_budget(budget, _windows_of(budget, loads)))
+        write_out(out, [budget_html(budget) if as_page else markdown(budget_document(budget))], force=force)
+        return
+    placed = ExpertPlacement.parse(text, path)
     given, before = _windows_of(placed, loads), None if current is None else read_map(current)
-    verdict = judge_placement(placed, given, before)
-    if not verdict.ok:
-        raise PlanError(f"{path} is not reported, because verify convicts it: {verdict.findings[0]}")
+    _convict(path, judge_placement(placed, given, before))
     text = placement_html(placed, given, before) if as_page else markdown(placement_document(placed, given, before))
     write_out(out, [text], force=force)

@@ -164,6 +164,7 @@ class Delivery:
 
     out: str | None
     form: str
+    report: str | None
     force: bool
     as_json: bool
     silent: bool
@@ -174,6 +175,7 @@ def deliver_budget(
 ) -> int:
     """Spend a budget, write and show it; the exit code."""
     from solver import api
+    from solver.report.budget_page import budget_html
     from solver.report.budgeted import show_budget
     from solver.report.expert_maps import refuse_uneven
     from solver.report.place_progress import watch_place
@@ -188,6 +190,10 @@ def deliver_budget(
         write_out(delivery.out, [text, "\n"], force=delivery.force)
         if not delivery.silent and delivery.out != STANDARD:
             typer.echo(f"budget of slots written to {delivery.out}", err=True)
+    if delivery.report is not None:
+        write_out(delivery.report, [budget_html(placed)], force=delivery.force)
+        if not delivery.silent:
+            typer.echo(f"report written to {delivery.report}", err=True)
     if delivery.as_json:
         typer.echo(text)
     elif delivery.out != STANDARD:

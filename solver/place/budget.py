@@ -170,6 +170,10 @@ class Allocation:
     total: float
     enough: int
     """Fewest redundant slots that stay within :data:`CLOSED_GAP` of the sum."""
+    spent_b: Ints
+    """Redundant slots over all layers, from the fewest on, ..."""
+    least_b: Floats
+    """... and the least sum of values for at most so many."""
 
 
 def best_allocation(value_lp: Floats, redundant_p: Ints, budget: int) -> Allocation:
@@ -204,7 +208,8 @@ def best_allocation(value_lp: Floats, redundant_p: Ints, budget: int) -> Allocat
         point_l[layer], left = point, left - int(cost_p[point])
     total = float(value_lp[np.arange(layers), point_l].sum())
     enough = int(np.flatnonzero(best <= total * (1 + CLOSED_GAP))[0]) * unit + layers * int(redundant_p[0])
-    return Allocation(point_l, total, enough)
+    spent_b = layers * int(redundant_p[0]) + unit * np.arange(width)
+    return Allocation(point_l, total, enough, spent_b, np.minimum.accumulate(best))
 
 
 def offsets(redundant_l: Ints, ranks: int, num_experts: int) -> Ints:

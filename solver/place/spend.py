@@ -23,7 +23,7 @@ from solver.place.budget import (
 from solver.place.run import OPTIMAL_GAP, SEARCH_SHARE, Task
 from solver.place.state import Floats, Shelf, State
 from solver.place.static import Effort
-from solver.slotbudget import BudgetLayer, BudgetPoint, SlotBudget, UniformSlots
+from solver.slotbudget import BudgetLayer, BudgetPoint, SlotBudget, TradeoffPoint, UniformSlots
 from solver.specs.placing import Placing
 from solver.specs.slots import Spending
 from solver.specs.windows import LoadWindow
@@ -73,6 +73,7 @@ def run_budget(placing: Placing, windows: tuple[LoadWindow, ...], effort: Effort
         balancedness=float((balance_lk @ task.aim.weight_k).mean()),
         slots_of_gpu=tuple(int(total) for total in np.sum([sizes for sizes, _ in maps], axis=0)),
         uniform=_uniform(budget, curves, spending.redundant),
+        tradeoff=_tradeoff(chosen, least, layers),
         layers=_layers(task, curves, chosen, maps, balance_lk),
         windows=tuple(
             WindowReport(name=window.name, weight=window.weight, balancedness=float(balance_lk[:, k].mean()))
@@ -87,6 +88,9 @@ def run_budget(placing: Placing, windows: tuple[LoadWindow, ...], effort: Effort
 def _status(gap: float) -> Status:
     return "OPTIMAL" if gap <= OPTIMAL_GAP else "FEASIBLE"
 
+
+TRADEOFF_POINTS = 24
+"""Smaller budgets that the document tells of, at most."""
 
 Maps = list[tuple[tuple[int, ...], tuple[int, ...]]]
 """(Slots of every rank, experts of every slot) of every layer."""
@@ -148,6 +152,20 @@ def _points(curves: Curves, layer: int) -> tuple[BudgetPoint, ...]:
             objective=float(curves.value_lp[layer, at]) if np.isfinite(curves.value_lp[layer, at]) else None,
         )
         for at, redundant in enumerate(curves.redundant_p)
+    )
+
+
+def _tradeoff(chosen: Allocation, least: Allocation, layers: int) -> tuple[TradeoffPoint, ...]:
+    """The least objective of smaller budgets: few of them, denser where slots are few."""
+    last = len(chosen.spent_b) - 1
+    steps = np.unique(np.round(last * np.linspace(0, 1, TRADEOFF_POINTS) ** 2).astype(int))
+    return tuple(
+        TradeoffPoint(
+            redundant=int(chosen.spent_b[at]),
+            objective=float(chosen.least_b[at] / layers),
+            bound=float(min(least.least_b[at] * (1 - SAFE), chosen.least_b[at]) / layers),
+        )
+        for at in steps.tolist()
     )
 
 

@@ -193,6 +193,10 @@ def _choice(placed: SlotBudget) -> Iterator[Finding]:
         yield Finding("budget-choice", f"the curves allow {found[-1] / layers:.9g}, not {placed.objective:.9g}")
     if placed.bound > proved[-1] / layers * (1 + ROUNDING):
         yield Finding("budget-choice", f"bound {placed.bound:.9g}, the layers' bounds give {proved[-1] / layers:.9g}")
+    for point in placed.tradeoff:
+        at = min(max(point.redundant, 0), most)
+        if not _near(point.objective, found[at] / layers) or point.bound > proved[at] / layers * (1 + ROUNDING):
+            yield Finding("budget-choice", f"{point.redundant} redundant slots do not give {point.objective:.9g}")
     limit = placed.objective * layers * (1 + ENOUGH)
     enough = next((cost for cost, value in enumerate(found) if value <= limit * (1 + 1e-12)), -1)
     slack = 0 <= placed.enough <= most and found[placed.enough] <= limit * (1 + ROUNDING)
