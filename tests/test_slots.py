@@ -142,12 +142,12 @@ def test_gpus_hold_equally_many_slots() -> None:
 
 def test_more_budget_never_hurts_and_equal_slots_are_one_way_to_spend_it() -> None:
     rng = np.random.default_rng(5)
-    windows = [LoadWindow("a", (rng.pareto(1.5, size=(3, 24)) * 100 + 1).astype(np.int64))]
-    quick = PlaceOptions(60, turns=1, workers=1)  # no clock is involved: all three have the same curves
-    placed = [spend_slots(windows, Placing.even(8, 5), Spending(budget), quick) for budget in (0, 6, 48)]
+    windows = [LoadWindow("a", (rng.pareto(1.5, size=(2, 24)) * 100 + 1).astype(np.int64))]
+    quick = PlaceOptions(8, turns=1, workers=1)  # no clock is involved: all three have the same curves
+    placed = [spend_slots(windows, Placing.even(8, 5), Spending(budget), quick) for budget in (0, 6, 32)]
     assert [p.objective for p in placed] == sorted((p.objective for p in placed), reverse=True)
     last = placed[-1].uniform[-1]
-    assert (last.slots_per_rank, last.redundant, last.fits) == (5, 48, True)
+    assert (last.slots_per_rank, last.redundant, last.fits) == (5, 32, True)
     assert placed[-1].objective <= last.objective * (1 + 1e-9)
 
 
@@ -282,6 +282,17 @@ def test_the_fewest_slots_within_the_tolerance_are_recommended() -> None:
     assert [point.balancedness for point in placed.slot_curve.points] == [pytest.approx(2 / 3), pytest.approx(1)]
 
 
+def test_numbers_of_slots_that_cannot_be_are_left_out_with_the_proof() -> None:
+    # Four experts on four ranks survive the loss of a node with two slots each, not with one.
+    question = Placing.even(4, 2, nodes=2, survive="node")
+    placed = place([window([1, 2, 3, 4])], question, FAST, SlotSweep((1, 2, 3), 0.01, choose=True))
+    assert placed.slot_curve is not None
+    assert [point.slots_per_rank for point in placed.slot_curve.points] == [2, 3]
+    assert any(said.startswith("1 slots per rank: no placement exists") for said in placed.advice)
+    with pytest.raises(NoPlacementError):
+        place([window([1, 2, 3, 4])], question, FAST, SlotSweep((1,), 0.01, choose=True))
+
+
 # --- what balance is worth ---
 
 
@@ -400,6 +411,10 @@ def test_the_command_chooses_slots(loads: Path) -> None:
     assert max(map(len, shown.splitlines())) <= 80
     assert "Slots per rank" in shown
     assert "at least 4 slots per rank" in error_line(run(*base, "--slots-per-rank", "5", "--slot-curve", "3"))
+    assert "give --tokens-per-step" in error_line(
+        run(*base, "--slots-per-rank", "5", "--llm", "qwen3-30b-a3b", "--cluster", "h200x8")
+    )
+    assert "give one" in error_line(run(*base, "--slots-per-rank", "5", "--llm", "qwen3-30b-a3b"))
     assert "name it with --llm" in error_line(run(*base, "--slots-per-rank", "5", "--cluster", "h200x8"))
 
 

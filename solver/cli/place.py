@@ -206,7 +206,9 @@ def place(
         raise SpecError(f"--format {form[:60]!r}: give one of {', '.join(MAP_FORMATS)}")
     check_page(report)
     given = given_windows(loads, weights, windows, experts)
-    words = SlotWords(slots_per_rank, slot_curve, slot_tolerance, expert_bytes, llm, cluster)
+    words = SlotWords(
+        slots_per_rank, slot_curve, slot_tolerance, expert_bytes, llm, cluster, survives=survive != "nothing"
+    )
     num_layers, num_experts = given[0].count_le.shape
     question = Placing(
         ranks=ranks,
@@ -226,7 +228,7 @@ def place(
     )
     options = replace(_options(time_limit, seed, workers), engine=one_engine(engine), address=address)
     spending = spending_of(redundant_slots, num_layers, ranks, whole=whole_slots)
-    served = words.served()
+    served = words.served(tokens_per_step)
     sweep = words.sweep(ranks, num_experts, served)
     try:
         if spending is not None:

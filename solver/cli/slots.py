@@ -71,6 +71,8 @@ class SlotWords:
     expert_bytes: str | None
     llm: str | None
     cluster: str | None
+    survives: bool
+    """Whether every expert needs two replicas."""
 
     @property
     def is_auto(self) -> bool:
@@ -80,7 +82,7 @@ class SlotWords:
     def slots_of_rank(self, ranks: int, experts: int) -> tuple[int, ...]:
         """Slots of every rank; the fewest that hold all experts when they are to be chosen."""
         if self.is_auto:
-            return (max(1, -(-experts // max(1, ranks))),) * ranks
+            return (self._least(ranks, experts),) * ranks
         slots = whole_numbers(self.slots_per_rank, "--slots-per-rank")
         return slots * max(ranks, 1) if len(slots) == 1 else slots
 
@@ -91,18 +93,34 @@ class SlotWords:
         if self.curve is None and not self.is_auto:
             return None
         if self.curve is None:
-            least = -(-experts // max(1, ranks))
+            least = self._least(ranks, experts)
             numbers = tuple(range(least, min(least + MORE_SLOTS, experts) + 1))
         else:
             numbers = tuple(sorted(set(ranges(self.curve, "--slot-curve"))))
         return SlotSweep(numbers, self.tolerance, self._bytes(served), self.is_auto)
 
-    def served(self) -> Problem | None:
-        """LLM and cluster, where an LLM is named."""
+    def _least(self, ranks: int, experts: int) -> int:
+        """Fewest slots per rank that hold what they must."""
+        return max(1, -(-experts * (2 if self.survives else 1) // max(1, ranks)))
+
+    def served(self, tokens_per_step: int | None) -> Problem | None:
+        """LLM and cluster, where an LLM is named.
+
+        Raises
+        ------
+        SpecError
+            One is given without what it needs, or for nothing.
+        """
         if self.llm is None:
             if self.cluster is not None:
                 raise SpecError("--cluster prices the layers of an LLM; name it with --llm")
             return None
+        if self.cluster is not None and tokens_per_step is None:
+            raise SpecError("--cluster prices a layer at a step's real size; give --tokens-per-step")
+        if self.cluster is None and self.curve is None and not self.is_auto:
+            raise SpecError(
+                "--llm gives the memory of a --slot-curve, with --cluster the time of a layer; give one"
+            )
         from solver.ask import Ask
 
         words = {"llm": self.llm} | ({} if self.cluster is None else {"cluster": self.cluster})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from solver.errors import NoPlacementError
 from solver.expertmap import ExpertPlacement, SlotCurve, SlotPoint
 from solver.place import clock
 from solver.place.run import run_place
@@ -28,7 +29,7 @@ def run_slots(
     SpecError
         The question makes no sense.
     NoPlacementError
-        No placement exists for one of the numbers, proved by counting.
+        No placement exists for the asked number, or for none of the numbers, proved by counting.
     """
     sweep.check(placing, windows)
     asked = None if sweep.choose else placing.slots_of_rank[0]
@@ -36,6 +37,7 @@ def run_slots(
     numbers.sort(key=lambda number: number != asked)  # what is asked first: an interrupt may leave out the rest
     deadline = time.monotonic() + effort.seconds
     found: dict[int, ExpertPlacement] = {}
+    impossible: dict[int, NoPlacementError] = {}
     for at, number in enumerate(numbers):
         if found and clock.stopped():
             break
@@ -43,10 +45,18 @@ def run_slots(
         own = replace(effort, seconds=seconds, begun=time.monotonic())
         own.label(f"{number} slots per rank: ")
         question = replace(placing, slots_of_rank=(number,) * placing.ranks)
-        found[number] = run_place(question, windows, own, time_ns)
+        try:
+            found[number] = run_place(question, windows, own, time_ns)
+        except NoPlacementError as proof:
+            if number == asked:
+                raise
+            impossible[number] = proof
+    if not found:
+        raise impossible[max(impossible)]
     curve = slot_curve(found, sweep)
     placed = found[curve.recommended if asked is None else asked]
-    return placed.model_copy(update={"slot_curve": curve, "advice": (*placed.advice, *_said(curve))})
+    said = (*placed.advice, *_said(curve), *(f"{number} slots per rank: {why}." for number, why in impossible.items()))
+    return placed.model_copy(update={"slot_curve": curve, "advice": said, "interrupted": clock.stopped()})
 
 
 def slot_curve(found: dict[int, ExpertPlacement], sweep: SlotSweep) -> SlotCurve:
