@@ -118,9 +118,7 @@ class SlotWords:
         if self.cluster is not None and tokens_per_step is None:
             raise SpecError("--cluster prices a layer at a step's real size; give --tokens-per-step")
         if self.cluster is None and self.curve is None and not self.is_auto:
-            raise SpecError(
-                "--llm gives the memory of a --slot-curve, with --cluster the time of a layer; give one"
-            )
+            raise SpecError("--llm gives the memory of a --slot-curve, with --cluster the time of a layer; give one")
         from solver.ask import Ask
 
         words = {"llm": self.llm} | ({} if self.cluster is None else {"cluster": self.cluster})

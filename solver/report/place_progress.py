@@ -7,7 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from solver.report.progress import PIPED_SECONDS
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
+
+from solver.report.progress import PIPED_SECONDS, REFRESH_PER_SECOND
 from solver.report.terminal import terminal
 
 if TYPE_CHECKING:
@@ -26,6 +30,24 @@ def place_text(progress: PlaceProgress | None, elapsed_s: float) -> str:
     )
 
 
+class _Line:
+    """A live line whose clock runs between two reports."""
+
+    def __init__(self) -> None:
+        self.progress: PlaceProgress | None = None
+        self.begun = time.monotonic()
+        self.spinner = Spinner("line")
+
+    def take(self, progress: PlaceProgress) -> None:
+        """Show another report."""
+        self.progress = progress
+
+    def __rich__(self) -> Spinner:
+        words = place_text(self.progress, time.monotonic() - self.begun)
+        self.spinner.update(text=Text(words, overflow="ellipsis", no_wrap=True))
+        return self.spinner
+
+
 @contextmanager
 def watch_place(*, silent: bool) -> Iterator[Callable[[PlaceProgress], None] | None]:
     """A function to report progress to; what it shows disappears when the search ends. None when silent."""
@@ -33,10 +55,11 @@ def watch_place(*, silent: bool) -> Iterator[Callable[[PlaceProgress], None] | N
         yield None
         return
     console = terminal(err=True)
-    begun = last = time.monotonic()
+    line = _Line()
+    begun = last = line.begun
     if console.is_terminal:
-        with console.status(place_text(None, 0.0)) as status:
-            yield lambda progress: status.update(place_text(progress, time.monotonic() - begun))
+        with Live(line, console=console, refresh_per_second=REFRESH_PER_SECOND, transient=True, redirect_stdout=False):
+            yield line.take
         return
 
     def report(progress: PlaceProgress) -> None:
