@@ -34,6 +34,8 @@ from solver.errors import SpecError
 from solver.place import clock
 from solver.place.budget import best_allocation, offsets
 from solver.place.progress import PlaceProgress
+from solver.place.run import run_place
+from solver.place.static import Effort
 from solver.report.place_progress import place_text
 from solver.report.placement_page import placement_html
 from solver.verify.expert_map import judge_placement
@@ -158,6 +160,7 @@ def test_more_budget_never_hurts_and_equal_slots_are_one_way_to_spend_it() -> No
         (Placing(2, (3, 2)), Spending(1), "one number"),
         (Placing.even(2, 3, weighted=True), Spending(1), "--weighted"),
         (Placing.even(2, 3, survive="rank"), Spending(1), "--survive"),
+        (Placing.even(2, 3, tokens_per_step=64, top_k=2), Spending(1), "--tokens-per-step"),
         (Placing.even(2, 9), Spending(1), "at most 4"),
     ],
 )
@@ -346,6 +349,19 @@ def test_an_interrupt_keeps_the_best_placement() -> None:
     assert judge_placement(placed, windows).ok
     assert placed.wall_s < 40  # not the time limit; no figure of speed
     assert told[0].layers == 4
+
+
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals reach the main thread")
+def test_cp_sat_leaves_ctrl_c_to_the_clock() -> None:
+    # CP-SAT would take the signal for itself and leave the platform's default behind, which ends the process.
+    with clock.stopping():
+        placed = run_place(Placing.even(2, 3), (window([5, 3, 2, 1]),), Effort(5.0, turns=1))
+        os.kill(os.getpid(), signal.SIGINT)
+        assert clock.stopped()
+        with pytest.raises(KeyboardInterrupt):  # the second one
+            os.kill(os.getpid(), signal.SIGINT)
+    assert not placed.interrupted
+    assert not clock.stopped()
 
 
 def test_progress_says_what_is_done() -> None:

@@ -1,7 +1,7 @@
 """The time that searches look at: once Ctrl-C was pressed every limit is over, and what was found so far is kept.
 
-A search compares :func:`monotonic` with its deadline, as it would the function of :mod:`time`. Signals belong to the
-process, and so does this.
+A search compares :func:`monotonic` with its deadline, as it would the function of :mod:`time` (and imports this module
+under that name). Signals belong to the process, and so does this. CP-SAT must be told to leave the signal alone.
 """
 
 from __future__ import annotations

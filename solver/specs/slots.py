@@ -83,6 +83,7 @@ class Spending:
             "--survive": placing.survive != "nothing",
             "--weighted": placing.weighted,
             "--traffic-tolerance": placing.traffic_tolerance is not None,
+            "--tokens-per-step": placing.tokens_per_step is not None,
         }
         for option in (name for name, given in refused.items() if given):
             raise SpecError(f"--redundant-slots spends a budget over layers for balance alone; leave {option} out")
