@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         reference_problem,
         solve,
         solve_scenarios,
+        spend_slots,
         verify,
         verify_deployment,
         verify_explanation,
@@ -57,12 +58,14 @@ if TYPE_CHECKING:
     from solver.front import Front, FrontPoint
     from solver.plan import Comparison, Evaluation, NoPlan, Plan
     from solver.scenarioplan import ScenarioPlan
+    from solver.slotbudget import SlotBudget
     from solver.specs.deploying import Deploying
     from solver.specs.hardware import Cluster, Gpu
     from solver.specs.llm import Llm
     from solver.specs.placing import Placing
     from solver.specs.problem import Objective, Pins, Problem, Space
     from solver.specs.scenarios import Reduction, Scenario, Scenarios, read_scenarios
+    from solver.specs.slots import SlotSweep, Spending
     from solver.specs.traces import LengthTrace, read_trace, scenarios_of_trace
     from solver.specs.vary import Vary
     from solver.specs.windows import LoadWindow, read_windows
@@ -114,10 +117,13 @@ __all__ = [
     "ScenarioPlan",
     "Scenarios",
     "Slo",
+    "SlotBudget",
+    "SlotSweep",
     "SolveOptions",
     "SolverError",
     "Space",
     "SpecError",
+    "Spending",
     "Strategy",
     "StrategyError",
     "Sweep",
@@ -151,6 +157,7 @@ __all__ = [
     "scenarios_of_trace",
     "solve",
     "solve_scenarios",
+    "spend_slots",
     "sweep",
     "verify",
     "verify_deployment",
@@ -179,6 +186,7 @@ _NAMES_OF_MODULE = {
         "reference_problem",
         "solve",
         "solve_scenarios",
+        "spend_slots",
         "verify",
         "verify_deployment",
         "verify_front",
@@ -214,6 +222,8 @@ _NAMES_OF_MODULE = {
     "solver.specs.placing": ("Placing",),
     "solver.scenarioplan": ("ScenarioPlan",),
     "solver.specs.scenarios": ("Reduction", "Scenario", "Scenarios", "read_scenarios"),
+    "solver.slotbudget": ("SlotBudget",),
+    "solver.specs.slots": ("SlotSweep", "Spending"),
     "solver.specs.traces": ("LengthTrace", "read_trace", "scenarios_of_trace"),
     "solver.specs.vary": ("Vary",),
     "solver.specs.windows": ("LoadWindow", "read_windows"),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from solver.audit import AuditReport, Claims, proposed_strategy
@@ -17,6 +17,7 @@ from solver.explanation import Explanation, WhatIf
 from solver.front import Front, metric_pair
 from solver.plan import Comparison, Evaluation, NoPlan, Plan
 from solver.scenarioplan import ScenarioPlan
+from solver.slotbudget import SlotBudget
 from solver.specs import catalog
 from solver.specs.calibration import Calibration
 from solver.specs.deploying import Deploying
@@ -24,6 +25,7 @@ from solver.specs.measurements import Measurement, read_measurements, served_clu
 from solver.specs.placing import Placing
 from solver.specs.problem import Objective, ObjectiveName, Pins, Problem
 from solver.specs.scenarios import Over, Scenarios
+from solver.specs.slots import SlotSweep, Spending
 from solver.specs.vary import Vary
 from solver.specs.windows import LoadWindow
 from solver.strategy import Strategy, parse_label
@@ -34,6 +36,8 @@ from solver.verify.front import verify_front
 
 if TYPE_CHECKING:
     from solver.fitting.journey import CalibrationReport, Prediction
+    from solver.place.progress import PlaceProgress
+    from solver.place.static import Effort
     from solver.search.explain.journey import Watcher
     from solver.search.front import FrontProgress
     from solver.search.loop import Progress
@@ -58,6 +62,7 @@ __all__ = [
     "reference_problem",
     "solve",
     "solve_scenarios",
+    "spend_slots",
     "verify",
     "verify_deployment",
     "verify_explanation",
@@ -130,6 +135,8 @@ class PlaceOptions:
     """Where these processes are: on this machine, or on a Ray cluster (extra ``ray``)."""
     address: str = "local"
     """Of the Ray cluster: ``local``, ``auto``, ``host:port`` or ``ray://host:port``."""
+    on_progress: Callable[[PlaceProgress], None] | None = None
+    """Called with layers settled, objective, bound and elapsed time, a few times a second."""
 
 
 def reference_problem(objective: Objective | None = None) -> Problem:
@@ -305,8 +312,21 @@ def _how(options: ExplainOptions) -> tuple[SearchOptions, Watcher]:
     return how, Watcher(options.on_question or (lambda _words: None), lambda _progress: None)
 
 
-def place(windows: Sequence[LoadWindow], placing: Placing, options: PlaceOptions | None = None) -> ExpertPlacement:
+def place(
+    windows: Sequence[LoadWindow],
+    placing: Placing,
+    options: PlaceOptions | None = None,
+    sweep: SlotSweep | None = None,
+    served: Problem | None = None,
+) -> ExpertPlacement:
     """Place expert replicas on ranks from measured loads; the independent judge has passed what is returned.
+
+    Ctrl-C ends the search with what it has (``interrupted`` says so); a second one raises ``KeyboardInterrupt``.
+
+    Parameters
+    ----------
+    sweep : slots per rank to compare; with ``choose`` the fewest that are worth their memory are taken
+    served : LLM and cluster that price a layer at ``placing.tokens_per_step``
 
     Raises
     ------
@@ -319,21 +339,68 @@ def place(windows: Sequence[LoadWindow], placing: Placing, options: PlaceOptions
     RuntimeError
         The judge convicts the placement: a bug of this package.
     """
+    from solver.place.clock import stopping
     from solver.place.run import run_place
-    from solver.place.static import Effort
+    from solver.place.slots import run_slots
+    from solver.place.worth import layer_time
     from solver.verify.expert_map import judge_placement
+
+    windows = tuple(windows)
+    with _effort(options or PlaceOptions()) as effort, stopping():
+        placing.check(windows)
+        time_ns = None if served is None else layer_time(served, windows, placing.ranks)
+        if sweep is None:
+            placed = run_place(placing, windows, effort, time_ns)
+        else:
+            placed = run_slots(placing, windows, effort, sweep, time_ns)
+    verdict = judge_placement(placed, windows, placing.current)
+    if not verdict.ok:
+        raise RuntimeError(f"the judge convicts the placement: {verdict.findings[0]}")
+    return placed
+
+
+@contextmanager
+def _effort(options: PlaceOptions) -> Iterator[Effort]:
+    """Time, seed and processes of a search for placements."""
+    from solver.place.progress import Watch
+    from solver.place.static import Effort
     from solver.workers.engine import engine_of
 
-    options = options or PlaceOptions()
     with ExitStack() as until_placed:
         engine = None
         if options.engine != "local":
             engine = until_placed.enter_context(closing(engine_of(options.engine, options.address, options.workers, 1)))
+        watch = None if options.on_progress is None else Watch(options.on_progress)
         effort = Effort(options.time_limit_s, options.seed, turns=options.turns, workers=options.workers, engine=engine)
-        placed = run_place(placing, tuple(windows), effort)
-    verdict = judge_placement(placed, windows, placing.current)
+        yield replace(effort, watch=watch)
+
+
+def spend_slots(
+    windows: Sequence[LoadWindow], placing: Placing, spending: Spending, options: PlaceOptions | None = None
+) -> SlotBudget:
+    """Spend a budget of redundant slots over the layers; `placing` names the most slots per rank of a layer.
+
+    The independent judge has passed what is returned. Ctrl-C ends the search with what it has.
+
+    Raises
+    ------
+    SpecError
+        The question makes no sense.
+    NoPlacementError
+        The budget is below what any placement needs, proved by counting.
+    RuntimeError
+        The judge convicts the answer: a bug of this package.
+    """
+    from solver.place.clock import stopping
+    from solver.place.spend import run_budget
+    from solver.verify.slot_budget import judge_budget
+
+    windows = tuple(windows)
+    with _effort(options or PlaceOptions()) as effort, stopping():
+        placed = run_budget(placing, windows, effort, spending)
+    verdict = judge_budget(placed, windows)
     if not verdict.ok:
-        raise RuntimeError(f"the judge convicts the placement: {verdict.findings[0]}")
+        raise RuntimeError(f"the judge convicts the budget: {verdict.findings[0]}")
     return placed
 
 

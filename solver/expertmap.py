@@ -70,6 +70,44 @@ class CurvePoint(Spec):
     """No placement with so many moves has a higher mean balancedness."""
 
 
+class BalanceWorth(Spec):
+    """What balance is worth in one step of so many tokens over all ranks, where routing draws at random."""
+
+    tokens_per_step: int
+    top_k: int
+    balancedness: float
+    """Expected mean rank load / busiest rank's load of a single step of this placement."""
+    perfect: float
+    """The same if all ranks were equally likely: no placement of any number of slots does better."""
+    layer_ns: int | None = None
+    """Time of the routed experts of one MoE layer by the cost model, when an LLM and a cluster were given."""
+    perfect_layer_ns: int | None = None
+
+
+class SlotPoint(Spec):
+    """What a number of slots per rank gives and costs."""
+
+    slots_per_rank: int
+    balancedness: float
+    worst_balancedness: float
+    held_out: float | None = None
+    """Mean over the windows of :attr:`WindowReport.held_out`."""
+    step_balancedness: float | None = None
+    """As :attr:`BalanceWorth.balancedness`."""
+    layer_ns: int | None = None
+    memory_bytes: int | None = None
+    """Expert weights per GPU, all MoE layers."""
+
+
+class SlotCurve(Spec):
+    """Balance against slots per rank, and the fewest slots whose figure is within `tolerance` of the best."""
+
+    judged_by: Literal["layer_ns", "step_balancedness", "held_out", "balancedness"]
+    tolerance: float
+    recommended: int
+    points: tuple[SlotPoint, ...]
+
+
 class ExpertPlacement(Spec):
     """Which logical expert every slot of every MoE layer holds, and what is proved about it.
 
@@ -103,6 +141,10 @@ class ExpertPlacement(Spec):
     """Proved least number of moves over all layers that repairs a loss of ranks."""
     moves: tuple[Move, ...] | None = None
     curve: tuple[CurvePoint, ...] | None = None
+    slot_curve: SlotCurve | None = None
+    worth: BalanceWorth | None = None
+    interrupted: bool = False
+    """Whether Ctrl-C ended the search: the placement is what was found until then."""
     advice: tuple[str, ...] = ()
     seed: int = 0
     wall_s: float = 0.0

@@ -26,6 +26,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "front",
             "scenarioplan",
             "swept",
+            "slotbudget",
         }
     ),
     frozenset({"silicon"}),
@@ -50,6 +51,7 @@ NEIGHBOURS = frozenset(
         ("expansion", "plan"),
         ("deployment", "certificate"),
         ("swept", "plan"),
+        ("slotbudget", "expertmap"),
         ("swept", "certificate"),
         ("front", "plan"),
         ("scenarioplan", "plan"),

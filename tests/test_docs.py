@@ -20,6 +20,8 @@ from solver.verify import VERIFY_RULES
 from solver.verify.expert_map import MAP_RULES
 from solver.verify.front import FRONT_RULES
 from solver.verify.scenarios import SCENARIO_RULES
+from solver.verify.slot_budget import BUDGET_RULES
+from solver.verify.slot_curve import SLOT_RULES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -137,6 +139,8 @@ def listed(page: str, mark: str) -> dict[str, str]:
         ("plan.md", "judge", {rule: text for rule, text in VERIFY_RULES.items() if rule not in RULES}),
         ("plan.md", "audit", AUDIT_RULES),
         ("expert-placement.md", "map-rules", MAP_RULES),
+        ("expert-placement.md", "slot-rules", SLOT_RULES),
+        ("expert-placement.md", "budget-rules", BUDGET_RULES),
         ("pareto.md", "front-rules", FRONT_RULES),
         ("scenarios.md", "rules", SCENARIO_RULES),
     ],

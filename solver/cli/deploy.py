@@ -101,10 +101,22 @@ def report(
     front: Annotated[
         str | None, typer.Option(metavar="FILE", help="Front document of the same service, drawn beside it.")
     ] = None,
+    loads: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Loads of an expert placement that is reported.", show_default=False),
+    ] = None,
+    current: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Map that an expert placement is set beside.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """A plan or a deployment as a report: one HTML page that needs no network, or Markdown."""
+    """A plan, a deployment or an expert placement as a report: one HTML page that needs no network, or Markdown."""
     check_out(out, force=force)
+    if loads or current:
+        from solver.cli.placed import report_map
+
+        report_map(plan, loads or [], current, out, force=force)
+        return
     from solver import api
     from solver.deployment import DeploymentPlan
     from solver.export import TARGETS

@@ -151,7 +151,7 @@ def verify(
     from solver.report.verdict import show_verdict
 
     if loads or current:
-        from solver.cli.place import MAX_DOCUMENT_BYTES, verify_map
+        from solver.cli.placed import MAX_DOCUMENT_BYTES, verify_map
 
         verify_map(read_text(plan, MAX_DOCUMENT_BYTES), plan, loads or [], current, as_json=as_json)
     from solver.cli.explain import verify_if_explanation

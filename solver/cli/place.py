@@ -9,6 +9,22 @@ import typer
 
 from solver.cli.files import check_out, write_out
 from solver.cli.plans import OUTPUT, Force, Json, NoProgress, Seed
+from solver.cli.slots import (
+    ClusterOption,
+    CurveOption,
+    Delivery,
+    ExpertBytesOption,
+    LlmOption,
+    RedundantOption,
+    ReportOption,
+    SlotWords,
+    ToleranceOption,
+    WholeOption,
+    deliver_budget,
+    exit_code,
+    spending_of,
+    whole_numbers,
+)
 from solver.cli.sweep import one_engine
 from solver.errors import NoPlacementError, SpecError
 
@@ -16,22 +32,16 @@ if TYPE_CHECKING:
     from solver.api import PlaceOptions
     from solver.specs.windows import LoadWindow
 
-INFEASIBLE, NOT_PROVED = 3, 4
+INFEASIBLE = 3
 LOADS, RANKS, CHANGE, HOW = "Loads", "Ranks and slots", "From a current placement", "How"
-MAX_DOCUMENT_BYTES = 256 * 2**20
 
 
 def _numbers(text: str | None, option: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas."""
-    if text is None:
-        return ()
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise SpecError(f"{option} {text[:60]!r}: give whole numbers separated by commas") from None
+    """Whole numbers separated by commas; none when the option is absent."""
+    return () if text is None else whole_numbers(text, option)
 
 
-def _windows(files: list[str], weights: str | None, most: int, experts: int | None) -> tuple[LoadWindow, ...]:
+def given_windows(files: list[str], weights: str | None, most: int, experts: int | None) -> tuple[LoadWindow, ...]:
     """Windows of all files; a weight per file is shared by its windows."""
     from dataclasses import replace
 
@@ -76,7 +86,11 @@ def place(
     ranks: Annotated[int, typer.Option(metavar="R", help="Expert-parallel ranks.", rich_help_panel=RANKS)],
     slots_per_rank: Annotated[
         str,
-        typer.Option(metavar="S|S,S,...", help="Slots per rank: one number, or one each.", rich_help_panel=RANKS),
+        typer.Option(
+            metavar="S|S,S,...|auto",
+            help="Slots per rank: one number, one each, or auto: as many as are worth it.",
+            rich_help_panel=RANKS,
+        ),
     ],
     weights: Annotated[
         str | None,
@@ -113,6 +127,13 @@ def place(
         typer.Option(metavar="T", help="Say what balance is worth at so many tokens a step.", rich_help_panel=HOW),
     ] = None,
     top_k: Annotated[int, typer.Option(metavar="K", help="Experts that a token chooses.", rich_help_panel=HOW)] = 8,
+    slot_curve: CurveOption = None,
+    slot_tolerance: ToleranceOption = 0.002,
+    expert_bytes: ExpertBytesOption = None,
+    llm: LlmOption = None,
+    cluster: ClusterOption = None,
+    redundant_slots: RedundantOption = None,
+    whole_slots: WholeOption = False,
     current: Annotated[
         str | None, typer.Option(metavar="FILE", help="Map in force now.", rich_help_panel=CHANGE)
     ] = None,
@@ -158,31 +179,40 @@ def place(
         int | None,
         typer.Option(metavar="N", help="Decoder layers in all, dense ones included.", rich_help_panel=OUTPUT),
     ] = None,
+    report: ReportOption = None,
     force: Force = False,
     as_json: Json = False,
     no_progress: NoProgress = False,
 ) -> None:
     """Place expert replicas on ranks, layer by layer, from measured loads.
 
-    The document says per layer what was reached and what is proved. Exit codes: 0 placed, 2 bad input, 3 no placement
-    exists (proved), 70 our bug.
+    The document says per layer what was reached and what is proved. Ctrl-C ends the search with what it has. Exit
+    codes: 0 placed, 2 bad input, 3 no placement exists (proved), 4 interrupted before all was proved, 70 our bug.
     """
     check_out(out, force=force)
+    check_out(report, force=force)
     from dataclasses import replace
 
     from solver import api
     from solver.report.expert_maps import MAP_FORMATS
+    from solver.report.place_progress import watch_place
     from solver.report.placed import show_placed
+    from solver.report.placement_page import check_page, placement_html
     from solver.report.terminal import terminal
     from solver.specs.placing import Placing
     from solver.specs.windows import read_map
 
     if form not in MAP_FORMATS:
         raise SpecError(f"--format {form[:60]!r}: give one of {', '.join(MAP_FORMATS)}")
-    slots = _numbers(slots_per_rank, "--slots-per-rank")
+    check_page(report)
+    given = given_windows(loads, weights, windows, experts)
+    words = SlotWords(
+        slots_per_rank, slot_curve, slot_tolerance, expert_bytes, llm, cluster, survives=survive != "nothing"
+    )
+    num_layers, num_experts = given[0].count_le.shape
     question = Placing(
         ranks=ranks,
-        slots_of_rank=slots * max(ranks, 1) if len(slots) == 1 else slots,
+        slots_of_rank=words.slots_of_rank(ranks, num_experts),
         nodes=nodes,
         racks=racks,
         aim=aim,
@@ -197,9 +227,18 @@ def place(
         top_k=top_k,
     )
     options = replace(_options(time_limit, seed, workers), engine=one_engine(engine), address=address)
-    given = _windows(loads, weights, windows, experts)
+    spending = spending_of(redundant_slots, num_layers, ranks, whole=whole_slots)
+    served = words.served(tokens_per_step)
+    sweep = words.sweep(ranks, num_experts, served)
     try:
-        placed = api.place(given, question, options)
+        if spending is not None:
+            if sweep is not None:
+                raise SpecError("--redundant-slots is a question of its own: leave --slot-curve out")
+            delivery = Delivery(out, form, report, force=force, as_json=as_json, silent=no_progress)
+            raise typer.Exit(deliver_budget(question, given, spending, options, delivery))
+        with watch_place(silent=no_progress) as told:
+            priced = served if cluster is not None else None
+            placed = api.place(given, question, replace(options, on_progress=told), sweep, priced)
     except NoPlacementError as proof:
         _infeasible(str(proof), as_json=as_json)
         raise typer.Exit(INFEASIBLE) from None
@@ -207,10 +246,15 @@ def place(
         write_out(out, MAP_FORMATS[form](placed, _decoder_layers(layers), decoder_layers), force=force)
         if not no_progress:
             typer.echo(f"{form} map written to {out}", err=True)
+    if report is not None:
+        write_out(report, [placement_html(placed, given, question.current)], force=force)
+        if not no_progress:
+            typer.echo(f"report written to {report}", err=True)
     if as_json:
         typer.echo(placed.model_dump_json(exclude_none=True))
     elif out != "-":
-        show_placed(terminal(), placed, given)
+        show_placed(terminal(), placed, given, question.current)
+    raise typer.Exit(exit_code(placed.status, interrupted=placed.interrupted))
 
 
 def _options(time_limit: float, seed: int, workers: int) -> PlaceOptions:
@@ -245,32 +289,3 @@ def _infeasible(proof: str, *, as_json: bool) -> None:
         typer.echo(json.dumps({"kind": "expert-placement", "status": "INFEASIBLE", "reason": proof}))
     else:
         typer.echo(f"INFEASIBLE  {proof}")
-
-
-def verify_map(text: str, where: str, loads: list[str], current: str | None, *, as_json: bool) -> None:
-    """Judge a placement document against its loads; exit code 4 when it is convicted."""
-    import json
-    from dataclasses import asdict
-
-    from solver.expertmap import ExpertPlacement
-    from solver.specs.windows import read_map
-    from solver.verify.expert_map import judge_placement
-
-    if not loads:
-        raise SpecError(f"{where} is an expert placement; name the loads it was made for with --loads")
-    placed = ExpertPlacement.parse(text, where)
-    weights = {window.name: window.weight for window in placed.windows}
-    from dataclasses import replace
-
-    given = _windows(loads, None, max(1, len(placed.windows)), placed.num_experts)
-    given = tuple(replace(window, weight=weights.get(window.name, window.weight)) for window in given)
-    verdict = judge_placement(placed, given, None if current is None else read_map(current))
-    if as_json:
-        typer.echo(json.dumps({"ok": verdict.ok, "findings": [asdict(finding) for finding in verdict.findings]}))
-    elif verdict.ok:
-        typer.echo(f"CONFIRMED  {placed.num_layers} layers, mean balancedness {placed.balancedness:.5f}")
-    else:
-        typer.echo(f"CONVICTED  {len(verdict.findings)} findings")
-        for finding in verdict.findings[:20]:
-            typer.echo(f"  - {finding}")
-    raise typer.Exit(0 if verdict.ok else NOT_PROVED)

@@ -265,6 +265,8 @@ def document_of(text: str, path: str) -> Plan | DeploymentPlan:
         document = json.loads(text)
     except (ValueError, RecursionError):
         document = None  # the plan's own reader says what is wrong
+    if isinstance(document, dict) and document.get("kind") in ("expert-placement", "expert-slot-budget"):
+        raise PlanError(f"{path} holds expert maps, not a plan; name the loads they were made for with --loads")
     if isinstance(document, dict) and document.get("kind") == "deployment":
         return DeploymentPlan.parse(text, "stdin" if path == STANDARD else path)
     return plan_of(text, path)

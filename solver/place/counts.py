@@ -6,11 +6,11 @@ two slots per rank this is optimal up to distinctness. Shape suffixes: L layers,
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
 
+from solver.place import clock as time
 from solver.place.state import Floats, Ints, Shelf
 
 CANDIDATES = 16

@@ -8,11 +8,11 @@ swap is one matrix product. Shape suffixes: L layers, K windows, R ranks, N slot
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 
 import numpy as np
 
+from solver.place import clock as time
 from solver.place.state import Bools, Floats, State, may_move_lnr
 
 MOST_SWAPS = 8

@@ -104,6 +104,7 @@ class Model:
         solver.parameters.max_time_in_seconds = min(max(seconds, 0.01), MAX_SECONDS)
         solver.parameters.num_workers = 1
         solver.parameters.random_seed = 0
+        solver.parameters.catch_sigint_signal = False  # Ctrl-C is for the clock of this room
         status = solver.status_name(solver.solve(self.model))
         if status not in ("OPTIMAL", "FEASIBLE"):
             return status, None, float("-inf")

@@ -6,7 +6,6 @@ Shape suffixes: L layers, K windows, E logical experts, N slots.
 from __future__ import annotations
 
 import multiprocessing
-import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from solver.errors import EngineError
+from solver.place import clock as time
 from solver.place.exact import is_small
 from solver.place.robust import Aim, RobustFound, place_robust
 from solver.place.state import Floats, Ints, Shelf
@@ -83,7 +83,8 @@ def _deal(layers: Ints, workers: int) -> list[Ints]:
 
 def _share(effort: Effort, seconds: float, at: int) -> Effort:
     """Effort of one process; its clock starts when it is made."""
-    return Effort(seconds, effort.seed + at, effort.gap, effort.turns)
+    here = effort.watch if at == 0 and effort.engine is None else None
+    return Effort(seconds, effort.seed + at, effort.gap, effort.turns, watch=here)
 
 
 def _static_job(load_le: Floats, shelf: Shelf, effort: Effort) -> partial[Found]:

@@ -5,13 +5,13 @@ A move loads a replica onto a rank that lacked it. Shape suffixes: L layers, E l
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
 from solver.expertmap import Move
+from solver.place import clock as time
 from solver.place.exchange import Search
 from solver.place.state import Bools, Floats, Ints, Shelf, counts_of
 from solver.place.static import Effort, busiest

@@ -10,11 +10,12 @@ balanced for mixtures and mild extrapolations of the windows. How far to extrapo
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from solver.place import clock as time
 from solver.place.bounds import layer_bound
 from solver.place.descent import Smooth, busiest_lk, descend
 from solver.place.pack import greedy_counts, pack
@@ -72,12 +73,17 @@ def place_robust(load_lke: Floats, shelf: Shelf, aim: Aim, effort: Effort) -> Ro
     key_le = np.average(load_lke, axis=1, weights=aim.weight_k) + SPREAD_WEIGHT * load_lke.std(axis=1)
     count_le = greedy_counts(key_le, shelf, least)
     state = pack(padded, np.zeros_like(key_le), count_le, shelf)
-    improve(state, Smooth(BETA, weight_k), effort, least)
-    plain = State(shelf, load_lke, np.zeros_like(key_le), state.slot_ln)
-    busiest = busiest_lk(plain)
     bound_lk = np.array(
         [[layer_bound(load_lke[layer, k], shelf, least) for k in range(windows)] for layer in range(layers)]
     )
+    plain = State(shelf, load_lke, np.zeros_like(key_le), state.slot_ln)
+
+    def report() -> None:
+        if effort.watch is not None and effort.watch.is_due:
+            effort.tell(aim.value_l(busiest_lk(plain)), aim.value_l(bound_lk))
+
+    improve(state, Smooth(BETA, weight_k), effort, least, report)
+    busiest = busiest_lk(plain)
     objective_l = aim.value_l(busiest)
     return RobustFound(state.slot_ln, busiest, objective_l, np.minimum(aim.value_l(bound_lk), objective_l))
 
@@ -98,7 +104,9 @@ def drift_windows(load_lke: Floats, aim: Aim) -> tuple[Floats, Floats]:
     return padded, np.concatenate([weight_k / 2, np.full(added, 0.5 / added)])
 
 
-def improve(state: State, smooth: Smooth, effort: Effort, least: int) -> None:
+def improve(
+    state: State, smooth: Smooth, effort: Effort, least: int, report: Callable[[], None] = lambda: None
+) -> None:
     """Swaps to a local optimum; then trades of replicas, each repaired by swaps and kept where the objective fell."""
     descend(state, smooth, deadline=max(effort.deadline, effort.begun + LEAST_SECONDS))
     if state.shelf.num_slots <= least * state.num_experts:
@@ -107,6 +115,7 @@ def improve(state: State, smooth: Smooth, effort: Effort, least: int) -> None:
     value = smooth.value_l(state.rank_load_lkr())
     idle = np.zeros(len(value), dtype=np.int64)
     while time.monotonic() < effort.deadline and (idle < PATIENCE).any():
+        report()
         active = np.flatnonzero(idle < PATIENCE)
         trial = state.take(active)
         trade(trial, smooth, rng, least)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from solver.expertmap import CurvePoint, ExpertPlacement, Move, PlacedLayer, WindowReport
-from solver.place.advice import advise, worth
+from solver.place import clock
+from solver.place.advice import advise
 from solver.place.bounds import binding_of, layer_bound
 from solver.place.exact import Rules, is_small, least_load, least_traffic
 from solver.place.finish import SMALL_SECONDS, place_parallel, robust_parallel
@@ -22,6 +23,7 @@ from solver.place.split import best_split, split_busiest_lk
 from solver.place.state import Floats, Ints, Shelf, State
 from solver.place.static import Effort
 from solver.place.traffic import lower_traffic, traffic_bound_l, traffic_l
+from solver.place.worth import LayerTime, balance_worth, timed, worth_said
 from solver.specs.placing import Placing
 from solver.specs.windows import LoadWindow
 
@@ -100,8 +102,10 @@ class Placed:
     fewest: Fewest | None = None
 
 
-def run_place(placing: Placing, windows: tuple[LoadWindow, ...], effort: Effort) -> ExpertPlacement:
-    """Answer of ``solver place``.
+def run_place(
+    placing: Placing, windows: tuple[LoadWindow, ...], effort: Effort, time_ns: LayerTime | None = None
+) -> ExpertPlacement:
+    """Answer of ``solver place``; with `time_ns` what balance is worth is priced, too.
 
     Raises
     ------
@@ -114,9 +118,10 @@ def run_place(placing: Placing, windows: tuple[LoadWindow, ...], effort: Effort)
     effort = task.effort
     held_out = len(windows) > 1 and placing.current is None
     main = replace(effort, seconds=effort.seconds * (1 - HELD_OUT_SHARE)) if held_out else effort
+    effort.enter("placing", len(task.load_lke))
     placed = _place(replace(task, effort=main))
-    held = _held_out(task) if held_out else {}
-    return _document(task, placed, held)
+    held = _held_out(task) if held_out and not clock.stopped() else {}
+    return _document(task, placed, held, time_ns)
 
 
 def _place(task: Task) -> Placed:
@@ -148,6 +153,8 @@ def _close(task: Task, placed: Placed) -> Placed:
     value_l = task.aim.value_l(state.rank_load_lkr().max(axis=2))
     open_l = np.flatnonzero(value_l > bound_l * (1 + OPTIMAL_GAP))
     for at, layer in enumerate(open_l):
+        if clock.stopped():
+            break
         left = (task.effort.deadline - time.monotonic()) / (len(open_l) - at)
         rules = _rules(task, int(layer), placed.fewest)
         solved = least_load(load_lke[layer], slot_ln[layer], rules, task.aim, left)
@@ -251,8 +258,12 @@ def _held_out(task: Task) -> dict[int, HeldOut]:
         weight_k = task.aim.weight_k[keep] / task.aim.weight_k[keep].sum()
         aim = replace(task.aim, weight_k=weight_k)
         seconds = max(0.0, left - (time.monotonic() - begun)) / (count - out)
-        effort = Effort(0.8 * seconds, task.effort.seed, workers=task.effort.workers, engine=task.effort.engine)
+        own = Effort(0.8 * seconds, task.effort.seed, workers=task.effort.workers, engine=task.effort.engine)
+        effort = replace(own, watch=task.effort.watch)
+        effort.enter(f"without window {task.windows[out].name}", len(task.load_lke))
         trained = robust_parallel(task.load_lke[:, keep], task.shelf, aim, effort)
+        if clock.stopped():
+            break
         unseen = task.load_lke[:, [out]]
         even = State(task.shelf, unseen, np.zeros_like(unseen[:, 0]), trained.slot_ln).rank_load_lkr().max(axis=2)
         again = best_split(unseen, trained.slot_ln, task.shelf, Aim(np.ones(1)))
@@ -261,7 +272,7 @@ def _held_out(task: Task) -> dict[int, HeldOut]:
     return result
 
 
-def _document(task: Task, placed: Placed, held: dict[int, HeldOut]) -> ExpertPlacement:
+def _document(task: Task, placed: Placed, held: dict[int, HeldOut], time_ns: LayerTime | None) -> ExpertPlacement:
     """The document of a placement."""
     placing, windows = task.placing, task.windows
     slot_ln = placed.slot_ln if placing.current is not None else _sorted(placed.slot_ln, task.shelf)
@@ -318,10 +329,12 @@ def _document(task: Task, placed: Placed, held: dict[int, HeldOut]) -> ExpertPla
         seed=task.effort.seed,
         wall_s=time.monotonic() - task.effort.begun,
     )
-    said = advise(document)
+    said, worth = advise(document), None
     if placing.tokens_per_step is not None:
-        said += worth(document, task.load_lke, placing.tokens_per_step, placing.top_k)
-    return document.model_copy(update={"advice": said})
+        worth = balance_worth(document, task.load_lke, placing.tokens_per_step, placing.top_k)
+        worth = timed(worth, document, time_ns)
+        said += worth_said(document, worth)
+    return document.model_copy(update={"advice": said, "worth": worth, "interrupted": clock.stopped()})
 
 
 def _sorted(slot_ln: Ints, shelf: Shelf) -> Ints:

@@ -5,15 +5,16 @@ Shape suffixes: L layers, E logical experts, N slots.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from solver.place import clock as time
 from solver.place.bounds import layer_bound, price_bound
 from solver.place.counts import CountSearch, fold, part_twins
 from solver.place.exchange import Search
 from solver.place.pack import greedy_counts, pack
+from solver.place.progress import Watch
 from solver.place.state import Floats, Ints, Shelf, counts_of
 from solver.workers.engine import Engine
 
@@ -48,12 +49,29 @@ class Effort:
     """Where those processes are; absent means on this machine."""
     polish_s: float = 0.0
     """Seconds for layers that are within the gap already: cheap, and some get exact."""
+    watch: Watch | None = None
+    """Whom to tell how the search goes; stays in this process."""
     begun: float = field(default_factory=time.monotonic)
 
     @property
     def deadline(self) -> float:
         """Time (``time.monotonic``) at which to stop."""
         return self.begun + self.seconds
+
+    def tell(self, value_l: Floats, bound_l: Floats) -> None:
+        """Say how the search goes, if somebody watches."""
+        if self.watch is not None:
+            self.watch.tell(value_l, bound_l, self.gap)
+
+    def enter(self, stage: str, layers: int) -> None:
+        """Say what is placed next."""
+        if self.watch is not None:
+            self.watch.enter(stage, layers)
+
+    def label(self, words: str) -> None:
+        """Say what the next stages are part of."""
+        if self.watch is not None:
+            self.watch.label = words
 
 
 @dataclass(frozen=True)
@@ -114,6 +132,7 @@ class _Improver:
             )
         until = self.effort.begun + 0.85 * self.effort.seconds
         for _ in range(self.effort.turns):
+            self.effort.tell(self.best_l, self.goal_l / (1 + self.effort.gap))
             active = np.flatnonzero(self.best_l > self.goal_l)
             if not len(active) or time.monotonic() >= until:
                 break

@@ -14,6 +14,7 @@ from solver.report.shares import GROUPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK = "#010203"
 """Stands for the page's own text colour until the SVG is written."""
@@ -56,6 +57,17 @@ def axes_svg(kind: str, draw: Callable[[Axes], None]) -> str:
     ReportError
         matplotlib is not installed.
     """
+    return figure_svg(kind, lambda figure: draw(figure.add_subplot()))
+
+
+def figure_svg(kind: str, draw: Callable[[Figure], None], height: float = 3.0) -> str:
+    """What `draw` puts on a figure of so many inches, likewise.
+
+    Raises
+    ------
+    ReportError
+        matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -65,8 +77,8 @@ def axes_svg(kind: str, draw: Callable[[Axes], None]) -> str:
     from matplotlib import rc_context
 
     with rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(8.6, 3.0), layout="constrained")
-        draw(figure.add_subplot())
+        figure = Figure(figsize=(8.6, height), layout="constrained")
+        draw(figure)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()

@@ -46,6 +46,20 @@ def _decoder(placed: ExpertPlacement, layers: Layers, decoder_layers: int | None
     return layers
 
 
+def refuse_uneven(form: str) -> None:
+    """Say why a map with different slots per layer has no file of an engine.
+
+    Raises
+    ------
+    SpecError
+        Always.
+    """
+    raise SpecError(
+        f"--format {form}: engines read maps with the same slots on every rank of every layer, a budget "
+        "(--redundant-slots) gives each layer its own; write it as json, or place with --slots-per-rank alone"
+    )
+
+
 def json_document(placed: ExpertPlacement, _layers: Layers, _decoder_layers: int | None) -> Iterator[str]:
     """The document itself."""
     yield placed.model_dump_json(exclude_none=True)

@@ -13,6 +13,7 @@ from itertools import pairwise
 from solver.expertmap import ExpertPlacement
 from solver.specs.windows import LoadWindow
 from solver.verify.finding import Finding
+from solver.verify.slot_curve import judge_slots
 
 MAP_RULES: dict[str, str] = {
     "map-shape": "one row per layer, one entry per slot, domains for every rank",
@@ -62,6 +63,7 @@ def judge_placement(
     rules = [*_holds(placed), *_survives(placed), *_split(placed)]
     if not rules:
         rules += [*_figures(placed, windows), *_claims(placed), *_curve(placed), *_traffic(placed, windows)]
+        rules += judge_slots(placed, windows)
         if current is not None:
             rules += _moves(placed, current)
     return MapVerdict(tuple(rules))
