@@ -157,7 +157,8 @@ class Pairs:
         program.add_rows(sorted(size for size in self.sizes if size > top / 2 * (1 + ALLOWANCE)))
         for _ in range(ROUNDS):
             answer = program.solve()
-            self.columns |= {column for column, weight in zip(answer.columns, answer.weights, strict=True) if weight > 0}
+            used_columns = zip(answer.columns, answer.weights, strict=True)
+            self.columns |= {column for column, weight in used_columns if weight > 0}
             self.sizes |= {size for size, price in zip(answer.rows, answer.row_prices, strict=True) if price > 0}
             cheapest = self._cheapest(top, answer)
             if cheapest is None:
