@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from test_place import FAST, draws, every_map, held_of, load_row, top_load, window
+from test_place import FAST, draws, every_map, load_row, top_load, window
 
 from solver import LoadWindow, PlaceOptions, Placing, place
 from solver.place.pairs import Pairs, PairSearch, pairs_apply
@@ -76,3 +76,52 @@ def test_many_ranks_of_two_slots() -> None:
     placed = place(windows, Placing.even(48, 2), PlaceOptions(3, workers=1))
     assert judge_placement(placed, windows).ok
     assert all(layer.bound / layer.objective > 0.95 for layer in placed.layers)
+
+
+# --- moves ---
+
+
+def test_the_map_delivered_is_on_its_own_curve() -> None:
+    rng = np.random.default_rng(3)
+    old, new = ((rng.gamma(2.0, size=(3, 64)) * 1000 + 1).astype(np.int64) for _ in range(2))
+    before = place([LoadWindow("a", old)], Placing.even(8, 9), PlaceOptions(2, workers=1))
+    windows = [LoadWindow("b", new)]
+    for moves in (2, 3, 8):
+        current = before.physical_to_logical_map
+        question = Placing.even(8, 9, current=current, max_moves=moves, curve=(0, 2, 8))
+        after = place(windows, question, PlaceOptions(20, turns=40, workers=1))
+        assert judge_placement(after, windows, current).findings == ()
+        by_moves = {point.moves: point.balancedness for point in after.curve or ()}
+        assert list(by_moves) == [0, 2, 8]
+        if moves in by_moves:
+            assert after.balancedness == pytest.approx(by_moves[moves], rel=1e-12)
+        assert by_moves[2] - 1e-12 <= after.balancedness <= by_moves[8] + 1e-12
+
+
+def test_the_judge_convicts_a_curve_below_its_map() -> None:
+    current = ((0, 1, 2, 3),)
+    windows = [window([5, 4, 2, 1])]
+    placed = place(windows, Placing.even(2, 2, current=current, max_moves=2, curve=(0, 2)), FAST)
+    assert judge_placement(placed, windows, current).ok
+    # {0, 1} and {2, 3} weigh 9 and 3; two moves exchange two experts: {0, 3} and {1, 2} weigh 6 each.
+    assert [point.balancedness for point in placed.curve or ()] == pytest.approx([6 / 9, 1.0])
+    first, last = placed.curve or ()
+    mutated = placed.model_copy(update={"curve": (first, last.model_copy(update={"balancedness": 0.9}))})
+    assert {finding.rule for finding in judge_placement(mutated, windows, current).findings} == {"map-curve"}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_every_point_of_the_curve_is_within_its_bound(seed: int) -> None:
+    for rng, experts, ranks, slots in draws(seed + 40, 12):
+        maps = list(every_map(experts, ranks, slots))
+        current, counts = rng.choice(maps), load_row(rng, experts)
+        row = tuple(e for rank in current for e in rank)
+        question = Placing.even(ranks, slots, current=(row,), max_moves=2, curve=(0, 1, 2, 4))
+        placed = place([window(counts)], question, FAST)
+        for point in placed.curve or ():
+            near = [
+                top_load(held, counts) for held in maps
+                if sum(len(set(new) - set(old)) for new, old in zip(held, current, strict=True)) <= point.moves
+            ]  # fmt: skip
+            assert point.balancedness <= 1 / min(near) + 1e-9 <= point.bound + 1e-6
+        assert judge_placement(placed, [window(counts)], (row,)).ok
