@@ -17,6 +17,7 @@ import numpy as np
 from solver.errors import EngineError
 from solver.place import clock as time
 from solver.place.exact import is_small
+from solver.place.pairs import pairs_apply
 from solver.place.robust import Aim, RobustFound, place_robust
 from solver.place.state import Floats, Ints, Shelf
 from solver.place.static import Effort, Found, place_static
@@ -27,6 +28,8 @@ POLISH_SHARE, POLISH_SECONDS = 0.1, 1.0
 """Share of the time, and seconds, for layers that are within the gap already."""
 FIRST_SECONDS = 2.0
 """Search in this process before others are started: most placements need no more."""
+PAIR_SECONDS = 0.5
+"""The same where all ranks have two slots, and programs over replica counts do most of the work."""
 SMALL_SECONDS = 0.3
 SMALL_TURNS = 8
 """Search per small layer before CP-SAT closes it, in seconds and turns."""
@@ -39,7 +42,8 @@ def place_parallel(load_le: Floats, shelf: Shelf, effort: Effort) -> Found:
         return place_static(load_le, shelf, replace(effort, seconds=seconds, turns=min(effort.turns, SMALL_TURNS)))
     alone = effort.workers == 1
     polish_s = min(POLISH_SECONDS, POLISH_SHARE * effort.seconds)
-    seconds = effort.seconds - polish_s if alone else min(effort.seconds, FIRST_SECONDS)
+    first_s = PAIR_SECONDS if pairs_apply(load_le.shape[1], shelf) else FIRST_SECONDS
+    seconds = effort.seconds - polish_s if alone else min(effort.seconds, first_s)
     found = place_static(load_le, shelf, replace(effort, seconds=seconds, polish_s=polish_s))
     open_l = np.flatnonzero(found.busiest_l > found.bound_l * (1 + effort.gap))
     seconds = effort.deadline - time.monotonic()

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import monotonic
 
 import numpy as np
 
 from solver.expertmap import Move
-from solver.place import clock as time
 from solver.place.exchange import Search
 from solver.place.state import Bools, Floats, Ints, Shelf, counts_of
 from solver.place.static import Effort, busiest
@@ -31,7 +32,7 @@ def migrate(load_le: Floats, current_ln: Ints, start_ln: Ints, shelf: Shelf, mov
     step_l, idle = np.full(len(load_le), 0.02), np.zeros(len(load_le), dtype=np.int64)
     for _ in range(effort.turns):
         active = np.flatnonzero((best_l > goal_l) & (idle < IDLE))
-        if not len(active) or time.monotonic() >= effort.deadline:
+        if not len(active) or monotonic() >= effort.deadline:
             break
         search.slot_ln[active] = best_ln[active]
         search.refresh(active)
@@ -138,15 +139,33 @@ def ordered_moves(layer: int, old_n: Sequence[int], new_n: Sequence[int], rank_n
     return moves
 
 
-def curve_loads(
-    load_le: Floats, current_ln: Ints, shelf: Shelf, moves: Sequence[int], effort: Effort
-) -> list[tuple[Floats, Floats]]:
-    """(Busiest rank's load, its lower bound) of every layer for every number of moves, ascending; never worse."""
-    points, start = [], current_ln
+@dataclass(frozen=True)
+class Stage:
+    """Best placement found within a number of moves per layer, its busiest rank's load and that load's bound."""
+
+    moves: int
+    slot_ln: Ints
+    busiest_l: Floats
+    bound_l: Floats
+
+    def with_map(self, slot_ln: Ints, busiest_l: Floats, moves_l: Ints) -> Stage:
+        """The stage with the layers of another placement that are better and within the moves."""
+        better = (moves_l <= self.moves) & (busiest_l < self.busiest_l)
+        return Stage(
+            self.moves,
+            np.where(better[:, None], slot_ln, self.slot_ln),
+            np.where(better, busiest_l, self.busiest_l),
+            np.minimum(self.bound_l, np.where(better, busiest_l, np.inf)),
+        )
+
+
+def stages(load_le: Floats, current_ln: Ints, shelf: Shelf, moves: Sequence[int], effort: Effort) -> tuple[Stage, ...]:
+    """A stage for every number of moves, ascending; each starts from the one before, so none is worse."""
+    found, start = [], current_ln
     share = effort.seconds / max(1, len(moves))
     for number in moves:
         moves_l = np.full(len(load_le), number, dtype=np.int64)
-        start = migrate(load_le, current_ln, start, shelf, moves_l, Effort(share, effort.seed, effort.gap))
+        start = migrate(load_le, current_ln, start, shelf, moves_l, replace(effort, seconds=share, begun=monotonic()))
         top = busiest(load_le, start, shelf)
-        points.append((top, np.minimum(moves_bound_l(load_le, current_ln, shelf, number), top)))
-    return points
+        found.append(Stage(number, start, top, np.minimum(moves_bound_l(load_le, current_ln, shelf, number), top)))
+    return tuple(found)

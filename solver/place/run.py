@@ -16,12 +16,12 @@ from solver.place.advice import advise
 from solver.place.bounds import binding_of, layer_bound
 from solver.place.exact import Rules, is_small, least_load, least_traffic
 from solver.place.finish import SMALL_SECONDS, place_parallel, robust_parallel
-from solver.place.migrate import curve_loads, home_lre, migrate, ordered_moves, stay_in_place
+from solver.place.migrate import Stage, home_lre, migrate, ordered_moves, stages, stay_in_place
 from solver.place.repair import Fewest, refill, require_feasible
 from solver.place.robust import Aim
 from solver.place.split import best_split, split_busiest_lk
 from solver.place.state import Floats, Ints, Shelf, State
-from solver.place.static import Effort
+from solver.place.static import Effort, busiest
 from solver.place.traffic import lower_traffic, traffic_bound_l, traffic_l
 from solver.place.worth import LayerTime, balance_worth, timed, worth_said
 from solver.specs.placing import Placing
@@ -100,6 +100,8 @@ class Placed:
     bound_l: Floats
     share_ln: Floats | None = None
     fewest: Fewest | None = None
+    stages: tuple[Stage, ...] = ()
+    """Placements of the curve, of which this one is the one with the allowed moves."""
 
 
 def run_place(
@@ -216,8 +218,15 @@ def _from_current(task: Task) -> Placed:
     effort = task.effort
     if is_small(task.load_lke.shape[2], task.shelf):
         effort = replace(effort, seconds=min(effort.seconds, SMALL_SECONDS))
-    slot_ln = migrate(task.mean_le, before, repaired, task.shelf, _allowed_l(task, fewest), effort)
-    return Placed(stay_in_place(before, slot_ln, task.shelf), place_bound_l(task), fewest=fewest)
+    allowed_l = _allowed_l(task, fewest)
+    curve: tuple[Stage, ...] = ()
+    if task.placing.curve and not task.placing.dead:
+        numbers = sorted({*task.placing.curve, int(allowed_l[0])})
+        curve = stages(task.mean_le, before, task.shelf, numbers, effort)
+        slot_ln = next(stage.slot_ln for stage in curve if stage.moves == allowed_l[0])
+    else:
+        slot_ln = migrate(task.mean_le, before, repaired, task.shelf, allowed_l, effort)
+    return Placed(stay_in_place(before, slot_ln, task.shelf), place_bound_l(task), fewest=fewest, stages=curve)
 
 
 def _allowed_l(task: Task, fewest: Fewest | None) -> Ints:
@@ -325,7 +334,7 @@ def _document(task: Task, placed: Placed, held: dict[int, HeldOut], time_ns: Lay
         max_moves=placing.max_moves,
         fewest_moves=None if placed.fewest is None or not placing.dead else int(placed.fewest.moves_l.sum()),
         moves=_moves(task, full),
-        curve=_curve(task) if placing.curve else None,
+        curve=_curve(task, placed) if placing.curve else None,
         seed=task.effort.seed,
         wall_s=time.monotonic() - task.effort.begun,
     )
@@ -390,13 +399,23 @@ def _moves(task: Task, full_ln: Ints) -> tuple[Move, ...] | None:
     return tuple(moves)
 
 
-def _curve(task: Task) -> tuple[CurvePoint, ...]:
-    """Balance against moves, on the mixture of the windows."""
+def _curve(task: Task, placed: Placed) -> tuple[CurvePoint, ...]:
+    """Balance against moves, on the mixture of the windows; after a loss, moves beyond those of the repair."""
     before = np.array(task.placing.current)[:, task.slots]
-    start, _ = refill(task.mean_le, before, task.shelf)
     numbers = sorted(set(task.placing.curve))
-    points = curve_loads(task.mean_le, start, task.shelf, numbers, replace(task.effort, begun=time.monotonic()))
+    points = placed.stages
+    if not points:
+        before, _ = refill(task.mean_le, before, task.shelf)
+        points = stages(task.mean_le, before, task.shelf, numbers, replace(task.effort, begun=time.monotonic()))
+    experts = task.mean_le.shape[1]
+    now, old = (home_lre(slots, task.shelf, experts) for slots in (placed.slot_ln, before))
+    top_l, moves_l = busiest(task.mean_le, placed.slot_ln, task.shelf), (now & ~old).sum(axis=(1, 2))
+    points = tuple(stage.with_map(placed.slot_ln, top_l, moves_l) for stage in points if stage.moves in numbers)
     return tuple(
-        CurvePoint(moves=number, balancedness=float((1 / top).mean()), bound=min(1.0, float((1 / bound).mean())))
-        for number, (top, bound) in zip(numbers, points, strict=True)
+        CurvePoint(
+            moves=stage.moves,
+            balancedness=float((1 / stage.busiest_l).mean()),
+            bound=min(1.0, float((1 / stage.bound_l).mean())),
+        )
+        for stage in points
     )

@@ -14,6 +14,7 @@ from solver.place.bounds import layer_bound, price_bound
 from solver.place.counts import CountSearch, fold, part_twins
 from solver.place.exchange import Search
 from solver.place.pack import greedy_counts, pack
+from solver.place.pairs import PairSearch, pairs_apply
 from solver.place.progress import Watch
 from solver.place.state import Floats, Ints, Shelf, counts_of
 from solver.workers.engine import Engine
@@ -30,6 +31,8 @@ COUNT_ROUNDS = 300
 TRADES = 30
 RESTARTS = 6
 """Rounds of the count search, of the exchange, and packings of other counts, in one turn."""
+PAIR_SHARE = 0.75
+"""Share of the time for programs over replica counts, where all ranks have two slots."""
 NARROW = 5
 """Slots per rank up to which the count search scores packings well, so that one other packing a turn is enough."""
 
@@ -90,6 +93,8 @@ def place_static(load_le: Floats, shelf: Shelf, effort: Effort) -> Found:
     count_le = greedy_counts(load_le, shelf, least)
     state = pack(load_le[:, None, :], np.zeros_like(load_le), count_le, shelf)
     improver = _Improver(load_le, shelf, effort, bound_l, state.slot_ln)
+    if pairs_apply(load_le.shape[1], shelf) and effort.turns > 1:
+        improver.pair(bound_l, count_le)
     improver.run(count_le)
     bound_l = np.minimum(bound_l, improver.best_l)
     raise_bounds(load_le, shelf, Found(improver.best_ln, improver.best_l, bound_l), effort)
@@ -121,6 +126,19 @@ class _Improver:
         self.best_ln, self.best_l = self.search.slot_ln.copy(), self.search.rank_load_lr.max(axis=1)
         self.step_l = np.full(len(load_le), 0.01)
 
+    def pair(self, bound_l: Floats, count_le: Ints) -> None:
+        """Two slots per rank: better bounds, and better counts where replicas need not stay spread; both in place."""
+        gap = max(self.effort.gap, FINEST)
+        search = PairSearch(self.load_le, self.shelf, bound_l, self.best_l.copy(), gap, self.least)
+        found = search.run(self.effort.begun + PAIR_SHARE * self.effort.seconds)
+        self.goal_l = bound_l * (1 + self.effort.gap)
+        self.finest_l = bound_l * (1 + min(self.effort.gap, FINEST))
+        if not found or self.shelf.spread:
+            return
+        layers = np.array(sorted(found))
+        count_le[layers] = np.stack([found[layer] for layer in layers])
+        self._adopt(count_le, layers)
+
     def run(self, count_le: Ints) -> None:
         """Turns until every layer is within the gap or the time is over."""
         redundant = self.shelf.num_slots > self.least * self.load_le.shape[1]
@@ -139,7 +157,7 @@ class _Improver:
             far = active[self.best_l[active] > self.goal_l[active] * (1 + FAR)]
             if counts is not None and len(far):
                 counts.run(far, until, COUNT_ROUNDS)
-                self._adopt(counts, far)
+                self._adopt(counts.best_le, far)
             if redundant and len(far):
                 self._restart(far, until)
             near = np.setdiff1d(active, far)
@@ -191,11 +209,11 @@ class _Improver:
             count_le[rows[legal], giver[legal]] -= 1
             count_le[rows[legal], taker[legal]] += 1
 
-    def _adopt(self, counts: CountSearch, layers: Ints) -> None:
-        """Take the packings of the counts found, where they are better after swaps."""
-        slot = fold(self.load_le[layers], counts.best_le[layers], self.shelf)
+    def _adopt(self, count_le: Ints, layers: Ints) -> None:
+        """Take the packings of the counts, where they are better after swaps."""
+        slot = fold(self.load_le[layers], count_le[layers], self.shelf)
         for at, layer in enumerate(layers):
-            share_e = self.load_le[layer] / counts.best_le[layer]
+            share_e = self.load_le[layer] / count_le[layer]
             if not part_twins(slot[at], share_e, self.shelf):
                 slot[at] = self.best_ln[layer]
         self._aim(layers)

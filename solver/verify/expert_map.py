@@ -229,6 +229,14 @@ def _curve(placed: ExpertPlacement) -> Iterator[Finding]:
     for point in points:
         if point.balancedness > point.bound * (1 + ROUNDING):
             yield Finding("map-curve", f"{point.moves} moves: {point.balancedness:.6f} above bound {point.bound:.6f}")
+    # The map itself is a point of the curve, where both speak of the same load, split and moves.
+    if placed.dead_ranks or placed.split is not None or len(placed.windows) != 1:
+        return
+    needed = max(report.moves or 0 for report in placed.layers)
+    for point in points:
+        if point.moves >= needed and point.balancedness < placed.balancedness * (1 - ROUNDING):
+            numbers = f"{point.balancedness:.6f}, the map gives {placed.balancedness:.6f} with {needed}"
+            yield Finding("map-curve", f"{point.moves} moves give {numbers}")
 
 
 def _traffic(placed: ExpertPlacement, windows: Sequence[LoadWindow]) -> Iterator[Finding]:

@@ -1,0 +1,127 @@
+"""How strong the placements are: programs over replica counts, weighted dispatch, moves; against brute force."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from test_place import FAST, draws, every_map, load_row, top_load, window
+
+from solver import LoadWindow, PlaceOptions, Placing, place
+from solver.place.pairs import Pairs, PairSearch, pairs_apply
+from solver.place.state import Shelf
+from solver.verify.expert_map import judge_placement
+
+# --- two slots per rank ---
+
+
+def pair_sizes(seed: int, number: int) -> list[tuple[list[int], int]]:
+    """(Loads, ranks) of layers with two slots per rank, some of them redundant, that brute force can enumerate."""
+    rng, found = random.Random(seed), []
+    while len(found) < number:
+        ranks = rng.choice([2, 3, 4])
+        experts = rng.randint(2, min(5, 2 * ranks - 1))
+        found.append((load_row(rng, experts), ranks))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_bound_of_pairs_exceeds_an_optimum(seed: int) -> None:
+    for counts, ranks in pair_sizes(seed, 20):
+        best = min(top_load(held, counts) for held in every_map(len(counts), ranks, 2))
+        load, shelf = np.array(counts) * ranks / sum(counts), Shelf.of((2,) * ranks)
+        assert pairs_apply(len(counts), shelf)
+        bound = Pairs(load, shelf).bound((1e-9, best * 1.5), 1e-4)
+        assert bound <= best * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pairs_find_the_best_counts(seed: int) -> None:
+    # Sorted sizes paired from both ends are optimal but for an expert that meets itself, so the least maximum over all
+    # counts is a lower bound of what is found, and is found.
+    for counts, ranks in pair_sizes(seed + 10, 10):
+        load, shelf = np.array(counts) * ranks / sum(counts), Shelf(np.full(ranks, 2), np.arange(ranks))
+
+        def paired(number: tuple[int, ...], load: np.ndarray = load) -> float:
+            size = np.sort(np.repeat(load / np.array(number), number))
+            return float((size + size[::-1]).max())
+
+        best = min(paired(number) for number in every_count(len(counts), 2 * ranks, ranks))
+        search = PairSearch(load[None], shelf, np.array([1e-9]), np.array([2.5 * load.sum()]), 1e-6)
+        found = search.run(float("inf"))
+        assert paired(tuple(found[0])) == pytest.approx(search.best_l[0])
+        assert search.best_l[0] == pytest.approx(best, rel=1e-4)
+        assert search.bound_l[0] <= best * (1 + 1e-9)
+
+
+def every_count(experts: int, slots: int, most: int) -> list[tuple[int, ...]]:
+    """Every number of replicas of the experts that fills the slots."""
+    if experts == 1:
+        return [(slots,)] if 1 <= slots <= most else []
+    return [(c, *rest) for c in range(1, most + 1) for rest in every_count(experts - 1, slots - c, most)]
+
+
+def test_the_bound_of_pairs_is_higher_than_the_mean() -> None:
+    # Five loads of 1 on three ranks of two slots, mean 5/3: one expert gets a second replica, so four whole ones share
+    # three ranks with two halves, and two whole ones meet: 2.
+    placed = place([window([1, 1, 1, 1, 1])], Placing.even(3, 2), FAST)
+    assert placed.layers[0].objective == pytest.approx(2)
+    assert Pairs(np.ones(5), Shelf(np.full(3, 2), np.arange(3))).bound((5 / 3, 3.0)) == pytest.approx(2, rel=1e-3)
+
+
+def test_many_ranks_of_two_slots() -> None:
+    rng = np.random.default_rng(5)
+    windows = [LoadWindow("w", (rng.pareto(1.2, size=(2, 48)) * 1000 + 1).astype(np.int64))]
+    placed = place(windows, Placing.even(48, 2), PlaceOptions(3, workers=1))
+    assert judge_placement(placed, windows).ok
+    assert all(layer.bound / layer.objective > 0.95 for layer in placed.layers)
+
+
+# --- moves ---
+
+
+def test_the_map_delivered_is_on_its_own_curve() -> None:
+    rng = np.random.default_rng(3)
+    old, new = ((rng.gamma(2.0, size=(3, 64)) * 1000 + 1).astype(np.int64) for _ in range(2))
+    before = place([LoadWindow("a", old)], Placing.even(8, 9), PlaceOptions(2, workers=1))
+    windows = [LoadWindow("b", new)]
+    for moves in (2, 3, 8):
+        current = before.physical_to_logical_map
+        question = Placing.even(8, 9, current=current, max_moves=moves, curve=(0, 2, 8))
+        after = place(windows, question, PlaceOptions(20, turns=40, workers=1))
+        assert judge_placement(after, windows, current).findings == ()
+        by_moves = {point.moves: point.balancedness for point in after.curve or ()}
+        assert list(by_moves) == [0, 2, 8]
+        if moves in by_moves:
+            assert after.balancedness == pytest.approx(by_moves[moves], rel=1e-12)
+        assert by_moves[2] - 1e-12 <= after.balancedness <= by_moves[8] + 1e-12
+
+
+def test_the_judge_convicts_a_curve_below_its_map() -> None:
+    current = ((0, 1, 2, 3),)
+    windows = [window([5, 4, 2, 1])]
+    placed = place(windows, Placing.even(2, 2, current=current, max_moves=2, curve=(0, 2)), FAST)
+    assert judge_placement(placed, windows, current).ok
+    # {0, 1} and {2, 3} weigh 9 and 3; two moves exchange two experts: {0, 3} and {1, 2} weigh 6 each.
+    assert [point.balancedness for point in placed.curve or ()] == pytest.approx([6 / 9, 1.0])
+    first, last = placed.curve or ()
+    mutated = placed.model_copy(update={"curve": (first, last.model_copy(update={"balancedness": 0.9}))})
+    assert {finding.rule for finding in judge_placement(mutated, windows, current).findings} == {"map-curve"}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_every_point_of_the_curve_is_within_its_bound(seed: int) -> None:
+    for rng, experts, ranks, slots in draws(seed + 40, 12):
+        maps = list(every_map(experts, ranks, slots))
+        current, counts = rng.choice(maps), load_row(rng, experts)
+        row = tuple(e for rank in current for e in rank)
+        question = Placing.even(ranks, slots, current=(row,), max_moves=2, curve=(0, 1, 2, 4))
+        placed = place([window(counts)], question, FAST)
+        for point in placed.curve or ():
+            near = [
+                top_load(held, counts) for held in maps
+                if sum(len(set(new) - set(old)) for new, old in zip(held, current, strict=True)) <= point.moves
+            ]  # fmt: skip
+            assert point.balancedness <= 1 / min(near) + 1e-9 <= point.bound + 1e-6
+        assert judge_placement(placed, [window(counts)], (row,)).ok
