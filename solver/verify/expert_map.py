@@ -243,7 +243,7 @@ def _traffic(placed: ExpertPlacement, windows: Sequence[LoadWindow]) -> Iterator
         for window in windows:
             counts = [int(count) for count in window.count_le[layer]]
             held = sum(count * len(where[expert]) for expert, count in enumerate(counts))
-            stays += window.weight / total * held / sum(counts) / (max(nodes) + 1)
+            stays += window.weight / total * held / sum(counts) / len(nodes)
         if not math.isclose(1 - stays, report.traffic, rel_tol=ROUNDING, abs_tol=1e-9):
             yield Finding("map-traffic", f"layer {layer}: {report.traffic:.9g}, the map gives {1 - stays:.9g}")
         if report.traffic_bound is not None and report.traffic_bound > report.traffic + 1e-9:

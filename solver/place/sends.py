@@ -1,0 +1,200 @@
+"""How much a layer's tokens travel between units, counted as engines send, and the least that any placement has.
+
+Copies: the share of token copies (one per chosen expert) that leave their unit. Sends: the further units that a token is
+sent to, on average; a token goes to a unit once, however many of its experts are there. Sends are exact for a trace. For
+pair counts they are an upper bound: of m experts in one unit at most ``m - m (m - 1) / top_k`` sends are counted, which is
+1 for one of them and for all. Shape suffixes: T tokens, E logical experts, K experts of a token, S sources, U units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from solver.place.nearest import Level
+from solver.place.state import Bools, Floats, Ints, Shelf
+from solver.specs.coactivation import CoActivation
+
+SEARCHED_TOKENS = 4096
+"""Tokens of a trace that the search looks at; what it finds is judged on all of them."""
+
+
+class Counter(Protocol):
+    """One layer's traffic as a function of where the tokens of every source go, ``goal_se``."""
+
+    def total(self, goal_se: Ints, level: Level) -> float:
+        """Traffic."""
+
+    def cost_seu(self, goal_se: Ints, level: Level) -> Floats:
+        """What an expert costs if the source's tokens go to a unit for it, the others as they are; 0 at home."""
+
+    def least_e(self, companions: int) -> Floats:
+        """Least cost of an expert that is not at home, with so many other experts in its unit."""
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Share of the token copies; `weight_e` sums to 1."""
+
+    weight_e: Floats
+
+    def total(self, goal_se: Ints, level: Level) -> float:
+        """Traffic."""
+        away_se = goal_se != level.own_s[:, None]
+        return float(level.weight_s @ (away_se @ self.weight_e))
+
+    def cost_seu(self, goal_se: Ints, level: Level) -> Floats:
+        """What an expert costs."""
+        cost = np.broadcast_to(self.weight_e[None, :, None], (*goal_se.shape, level.units)).copy()
+        return _at_home(cost, level)
+
+    def least_e(self, companions: int) -> Floats:
+        """Every copy that leaves counts."""
+        del companions
+        return self.weight_e
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Sends per token at most, from pair counts."""
+
+    pair_ef: Floats
+    load_e: Floats
+    top_k: int
+
+    @cached_property
+    def tokens(self) -> float:
+        """Tokens of the layer."""
+        return float(self.load_e.sum()) / self.top_k
+
+    def total(self, goal_se: Ints, level: Level) -> float:
+        """Traffic."""
+        sends = 0.0
+        for source, goal_e in enumerate(goal_se):
+            at_ue = _at_ue(goal_e, level.units)
+            at_ue[level.own_s[source]] = 0.0
+            together = float(((at_ue @ self.pair_ef) * at_ue).sum())
+            sends += float(level.weight_s[source]) * (float((at_ue @ self.load_e).sum()) - together / self.top_k)
+        return sends / self.tokens
+
+    def cost_seu(self, goal_se: Ints, level: Level) -> Floats:
+        """What an expert costs: its copies, less twice (for it and for the other) what travels together."""
+        with_seu = np.stack([self.pair_ef @ _at_ue(goal_e, level.units).T for goal_e in goal_se])
+        return _at_home((self.load_e[None, :, None] - with_seu * (2 / self.top_k)) / self.tokens, level)
+
+    def least_e(self, companions: int) -> Floats:
+        """Least cost of every expert; see :func:`least_sends`."""
+        return least_sends(self.pair_ef, self.load_e, self.top_k, companions) / self.tokens
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Sends per token, exactly, from the tokens' experts."""
+
+    token_tk: Ints
+    pair_ef: Floats
+    load_e: Floats
+
+    @cached_property
+    def _chosen_te(self) -> np.ndarray:
+        chosen = np.zeros((len(self.token_tk), len(self.load_e)), dtype=np.float32)
+        np.put_along_axis(chosen, self.token_tk, 1.0, axis=1)
+        return chosen
+
+    def thinned(self) -> Trace:
+        """At most :data:`SEARCHED_TOKENS` of the tokens, evenly taken."""
+        step = -(-len(self.token_tk) // SEARCHED_TOKENS)
+        return Trace(self.token_tk[::step], self.pair_ef, self.load_e)
+
+    def total(self, goal_se: Ints, level: Level) -> float:
+        """Traffic."""
+        sends = 0.0
+        for source, goal_e in enumerate(goal_se):
+            met_tu = self._met_tu(goal_e, level.units) > 0
+            met_tu[:, level.own_s[source]] = False
+            sends += float(level.weight_s[source]) * int(met_tu.sum())
+        return sends / len(self.token_tk)
+
+    def _met_tu(self, goal_e: Ints, units: int) -> Ints:
+        """Experts of every token that are reached in every unit."""
+        tokens = len(self.token_tk)
+        flat = goal_e[self.token_tk] + np.arange(tokens)[:, None] * units
+        return np.bincount(flat.ravel(), minlength=tokens * units).reshape(tokens, units)
+
+    def cost_seu(self, goal_se: Ints, level: Level) -> Floats:
+        """What an expert costs: the tokens that go to the unit for it alone."""
+        cost = np.zeros((*goal_se.shape, level.units))
+        chosen_et = self._chosen_te.T
+        every_e = np.arange(goal_se.shape[1])
+        for source, goal_e in enumerate(goal_se):
+            met_tu = self._met_tu(goal_e, level.units)
+            new_eu = chosen_et @ (met_tu == 0).astype(np.float32)
+            alone_eu = chosen_et @ (met_tu == 1).astype(np.float32)
+            new_eu[every_e, goal_e] = alone_eu[every_e, goal_e]
+            cost[source] = new_eu
+        return _at_home(cost / len(self.token_tk), level)
+
+    def least_e(self, companions: int) -> Floats:
+        """Least cost of every expert; see :func:`least_sends`."""
+        return least_sends(self.pair_ef, self.load_e, self.token_tk.shape[1], companions) / len(self.token_tk)
+
+
+def counter_of(layer: int, load_e: Floats, known: CoActivation | None) -> Counter:
+    """The counter of a layer: the trace, the pairs, or the loads alone."""
+    if known is None:
+        return Copies(load_e / load_e.sum())
+    if known.token_ltk is not None:
+        return Trace(known.token_ltk[layer], known.pair_lef[layer], known.load_le[layer])
+    return Pairs(known.pair_lef[layer], known.load_le[layer], known.top_k)
+
+
+def least_sends(pair_ef: Floats, load_e: Floats, top_k: int, companions: int) -> Floats:
+    """Least sends that an expert's tokens pay for it, with so many other experts in its unit.
+
+    A token with m experts in a unit pays 1 / m for each of them. This is convex in m, so it is at least every chord
+    ``(2 j + 1 - m) / (j (j + 1))``, and the sum of the m is at most what the expert's best companions give.
+    """
+    best = np.sort(pair_ef, axis=1)[:, ::-1][:, :companions].sum(axis=1)
+    least: Floats = load_e / top_k
+    for j in range(1, top_k):
+        least = np.maximum(least, (2 * j * load_e - best) / (j * (j + 1)))
+    return least
+
+
+def traffic_bound(counter: Counter, shelf: Shelf, level: Level) -> float:
+    """Least traffic of any placement: every spare slot brings the dearest expert home in one further unit."""
+    slots_u = np.bincount(level.unit_r, weights=shelf.slots_r).astype(int)
+    cost_e = counter.least_e(min(int(slots_u.max()), 1 << 20) - 1)
+    home_u = np.bincount(level.own_s, weights=level.weight_s, minlength=level.units)
+    spare = shelf.num_slots - len(cost_e)
+    copies = np.repeat(np.sort(cost_e)[::-1], level.units - 1)[:spare].sum()
+    whole = float(cost_e.sum())
+    return max(0.0, whole - float(home_u.max()) * (whole + float(copies))) * (1 - 1e-9)
+
+
+def goals(level: Level, slot_n: Ints, shelf: Shelf, experts: int) -> Ints:
+    """Where the tokens of every source go for every expert."""
+    return level.goal_se(level.held_ue(slot_n, shelf.rank_n, experts))
+
+
+def _at_ue(goal_e: Ints, units: int) -> Floats:
+    at = np.zeros((units, len(goal_e)))
+    at[goal_e, np.arange(len(goal_e))] = 1.0
+    return at
+
+
+def _at_home(cost_seu: Floats, level: Level) -> Floats:
+    """Costs weighted by source, nothing where the unit is the source's own."""
+    cost_seu[np.arange(len(level.own_s)), :, level.own_s] = 0.0
+    weighted: Floats = cost_seu * level.weight_s[:, None, None]
+    return weighted
+
+
+def shares_of(levels: Sequence[Level], load_e: Floats, held: Sequence[Bools]) -> list[float]:
+    """Share of the token copies that leave their unit, at every level."""
+    copies = Copies(load_e / load_e.sum())
+    return [copies.total(level.goal_se(held_ue), level) for level, held_ue in zip(levels, held, strict=True)]
