@@ -327,7 +327,7 @@ def place(windows: Sequence[LoadWindow], placing: Placing, options: PlaceOptions
             engine = until_placed.enter_context(closing(engine_of(options.engine, options.address, options.workers, 1)))
         effort = Effort(options.time_limit_s, options.seed, turns=options.turns, workers=options.workers, engine=engine)
         placed = run_place(placing, tuple(windows), effort)
-    verdict = judge_placement(placed, windows, placing.current)
+    verdict = judge_placement(placed, windows, placing.current, placing.topology.coactivation)
     if not verdict.ok:
         raise RuntimeError(f"the judge convicts the placement: {verdict.findings[0]}")
     return placed

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from solver.cli import place_types as types
 from solver.cli.files import check_out, write_out
 from solver.cli.plans import OUTPUT, Force, Json, NoProgress, Seed
 from solver.cli.sweep import one_engine
@@ -102,12 +103,11 @@ def place(
     weighted: Annotated[
         bool, typer.Option("--weighted", help="Split tokens unevenly over replicas.", rich_help_panel=HOW)
     ] = False,
-    traffic_tolerance: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE", help="Balance given up at most for less traffic between nodes.", rich_help_panel=HOW
-        ),
-    ] = None,
+    traffic_tolerance: types.Tolerance = None,
+    pairs: types.Pairs = None,
+    groups: types.Groups = 1,
+    top_groups: types.TopGroups = None,
+    pin_groups: types.PinGroups = False,
     tokens_per_step: Annotated[
         int | None,
         typer.Option(metavar="T", help="Say what balance is worth at so many tokens a step.", rich_help_panel=HOW),
@@ -126,6 +126,12 @@ def place(
     dead: Annotated[
         str | None, typer.Option(metavar="RANK,...", help="Ranks that are lost.", rich_help_panel=CHANGE)
     ] = None,
+    move_bytes: types.MoveBytes = None,
+    receive_bytes: types.ReceiveBytes = None,
+    expert_bytes: types.ExpertBytes = None,
+    llm: types.LlmName = None,
+    dtype: types.ExpertDtype = None,
+    moves_for: types.MovesFor = None,
     time_limit: Annotated[
         float, typer.Option(metavar="SECONDS", help="Stop then, with the best placement.", rich_help_panel=HOW)
     ] = 30.0,
@@ -180,6 +186,7 @@ def place(
     if form not in MAP_FORMATS:
         raise SpecError(f"--format {form[:60]!r}: give one of {', '.join(MAP_FORMATS)}")
     slots = _numbers(slots_per_rank, "--slots-per-rank")
+    given = _windows(loads, weights, windows, experts)
     question = Placing(
         ranks=ranks,
         slots_of_rank=slots * max(ranks, 1) if len(slots) == 1 else slots,
@@ -195,9 +202,10 @@ def place(
         traffic_tolerance=traffic_tolerance,
         tokens_per_step=tokens_per_step,
         top_k=top_k,
+        topology=types.topology(types.coactivation(pairs, given, top_k), groups, top_groups, pin=pin_groups),
+        moving=types.moving((move_bytes, receive_bytes), expert_bytes, (llm, dtype), moves_for),
     )
     options = replace(_options(time_limit, seed, workers), engine=one_engine(engine), address=address)
-    given = _windows(loads, weights, windows, experts)
     try:
         placed = api.place(given, question, options)
     except NoPlacementError as proof:
@@ -247,7 +255,9 @@ def _infeasible(proof: str, *, as_json: bool) -> None:
         typer.echo(f"INFEASIBLE  {proof}")
 
 
-def verify_map(text: str, where: str, loads: list[str], current: str | None, *, as_json: bool) -> None:
+def verify_map(
+    text: str, where: str, loads: list[str], current: str | None, pairs: str | None, *, as_json: bool
+) -> None:
     """Judge a placement document against its loads; exit code 4 when it is convicted."""
     import json
     from dataclasses import asdict
@@ -264,7 +274,9 @@ def verify_map(text: str, where: str, loads: list[str], current: str | None, *, 
 
     given = _windows(loads, None, max(1, len(placed.windows)), placed.num_experts)
     given = tuple(replace(window, weight=weights.get(window.name, window.weight)) for window in given)
-    verdict = judge_placement(placed, given, None if current is None else read_map(current))
+    top_k = 8 if placed.wires is None else placed.wires.top_k
+    known = types.coactivation(pairs, given, top_k)
+    verdict = judge_placement(placed, given, None if current is None else read_map(current), known)
     if as_json:
         typer.echo(json.dumps({"ok": verdict.ok, "findings": [asdict(finding) for finding in verdict.findings]}))
     elif verdict.ok:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from solver.errors import NoPlacementError
-from solver.expertmap import MovedBytes
+from solver.expertmap import MovedBytes, PlacedLayer
 from solver.place.exact import Rules, is_small
 from solver.place.finish import SMALL_SECONDS
 from solver.place.migrate import Budget, home_lre, migrate, stay_in_place
@@ -50,9 +50,7 @@ class Change:
         return Rules(judged.shelf, home, int(budget.moves_l[layer]), receive)
 
 
-def change(
-    placing: Placing, judged: Judged, before_ln: Ints, anew: Callable[[], Floats], effort: Effort
-) -> Change:
+def change(placing: Placing, judged: Judged, before_ln: Ints, anew: Callable[[], Floats], effort: Effort) -> Change:
     """The current placement repaired and updated; `anew` gives the objectives of a placement made from scratch.
 
     Raises
@@ -141,3 +139,19 @@ def moved_bytes(moving: Moving, move_ranks: list[int]) -> MovedBytes | None:
         expert_bytes=moving.expert_bytes, move_bytes=moving.move_bytes, receive_bytes=moving.receive_bytes,
         moved_bytes=len(move_ranks) * moving.expert_bytes, most_received_bytes=most * moving.expert_bytes,
     )  # fmt: skip
+
+
+def with_goals(
+    layers: tuple[PlacedLayer, ...], update: Change | None, plain_l: Floats | None, scale_l: Floats
+) -> tuple[PlacedLayer, ...]:
+    """Reports with the goal of the moves, and the objective before traffic was lowered, in the document's unit."""
+    result = []
+    for at, report in enumerate(layers):
+        more: dict[str, object] = {}
+        if plain_l is not None:
+            more["plain_objective"] = float(plain_l[at] * scale_l[at])
+        if update is not None and update.goal_l is not None and update.least_l is not None:
+            more["moves_goal"] = float(update.goal_l[at] * scale_l[at])
+            more["moves_bound"] = None if update.least_l[at] < 0 else int(update.least_l[at])
+        result.append(report.model_copy(update=more))
+    return tuple(result)

@@ -61,7 +61,7 @@ def least_traffic(
     slot_n, bounds, proved = hint_n, list[float | None](), list[bool]()
     for level in levels:
         terms = _Terms(model, counter, level)
-        model.model.clear_hints()
+        model.model.clear_hints()  # type: ignore[no-untyped-call]
         model.hint(slot_n)
         model.model.minimize(terms.traffic)
         status, found, bound = model.solve(seconds / len(levels))

@@ -5,19 +5,24 @@ Shape suffixes: L layers, K windows, G groups, E logical experts, R ranks, N slo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 
 from solver.errors import NoPlacementError
+from solver.expertmap import Grouping
 from solver.place.exact import Pins
 from solver.place.finish import place_parallel, robust_parallel
 from solver.place.robust import Aim
 from solver.place.state import Floats, Ints, Shelf
 from solver.place.static import Effort
+from solver.place.topology import Ground, mean_sends, report_levels
+from solver.specs.placing import Placing
 
 MAX_SWEEPS = 50
+PINNED_SECONDS = 2.0
+"""Most time for the placement with pinned groups that is reported beside the one asked for."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ def require_slots(pins: Pins, shelf: Shelf) -> None:
 
 def place_pinned(load_lke: Floats, shelf: Shelf, pins: Pins, aim: Aim, effort: Effort) -> Pinned:
     """Every node holds equally many groups; then its experts are placed on its ranks alone."""
-    layers, windows, experts = load_lke.shape
+    layers, windows, _ = load_lke.shape
     nodes = int(pins.node_r.max()) + 1
     groups = int(pins.group_e.max()) + 1
     load_lkg = np.stack([load_lke[:, :, pins.group_e == group].sum(axis=2) for group in range(groups)], axis=2)
@@ -129,3 +134,24 @@ def _bound_l(load_lkg: Floats, ranks_n: Ints, aim: Aim) -> Floats:
     ordered = np.sort(load_lkg, axis=2)
     company = ordered[:, :, -1] + ordered[:, :, : most - 1].sum(axis=2)
     return aim.value_l(np.maximum(company / int(ranks_n.max()), 1.0)) * (1 - 1e-9)
+
+
+def pinned_instead(placing: Placing, ground: Ground, aim: Aim, effort: Effort) -> Grouping | None:
+    """The groups of a question, and what pinning them to nodes would give where that is possible."""
+    topology = placing.topology
+    if topology.groups == 1:
+        return None
+    found = Grouping(groups=topology.groups, top_groups=topology.chosen_groups, pinned=topology.pin_groups)
+    if placing.nodes == 1 or placing.dead or placing.survive in ("node", "rack"):
+        return found
+    pins = pins_of(ground.mean_le.shape[1], topology.groups, np.array(placing.domain_of_rank))
+    try:
+        replace(topology, pin_groups=True).require_pins(placing.nodes, placing.racks, placing.survive)
+        require_slots(pins, ground.shelf)
+    except NoPlacementError:
+        return found
+    short = Effort(min(PINNED_SECONDS, effort.seconds), effort.seed, turns=effort.turns)
+    slot_ln = place_pinned(ground.load_lke, ground.shelf, pins, aim, short).slot_ln
+    balance = float((1 / ground.busiest_lk(slot_ln) @ aim.weight_k).mean())
+    sends = mean_sends(report_levels(ground, slot_ln, {}), "node")
+    return found.model_copy(update={"pinned_balancedness": balance, "pinned_sends": sends})

@@ -20,7 +20,7 @@ from solver.place.static import Effort, busiest
 
 @dataclass(frozen=True)
 class Budget:
-    """What an update may load: moves of every layer from `current_ln`, replicas onto every rank, and when it is good."""
+    """What an update may load: moves of a layer from `current_ln`, replicas onto a rank; and when it is good."""
 
     current_ln: Ints
     moves_l: Ints

@@ -100,4 +100,5 @@ def _level(name: UnitName, unit_r: Ints, parent_r: Ints, source_r: Ints, of_rank
     sources = int(source_r.max()) + 1
     rank_s = np.array([int(np.flatnonzero(source_r == source)[0]) for source in range(sources)])
     order_su = np.array([list(dict.fromkeys(unit_r[order_rq[rank]].tolist())) for rank in rank_s])
-    return Level(name, unit_r, parent_r, rank_s, np.bincount(source_r, weights=weight_r), order_su)
+    weight_s = np.bincount(source_r, weights=weight_r).astype(np.float64)
+    return Level(name, unit_r, parent_r, rank_s, weight_s, order_su)

@@ -58,9 +58,7 @@ def require_feasible(num_experts: int, shelf: Shelf, placing: Placing) -> None:
         )
 
 
-def refill(
-    load_le: Floats, before_ln: Ints, shelf: Shelf, room_r: Ints | None = None
-) -> tuple[Ints, Fewest]:
+def refill(load_le: Floats, before_ln: Ints, shelf: Shelf, room_r: Ints | None = None) -> tuple[Ints, Fewest]:
     """The current placement with every lost expert loaded again, and the fewest moves that any repair needs.
 
     A lost expert takes an empty slot, or one of an expert that has another replica: the one whose rank and siblings

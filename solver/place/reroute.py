@@ -109,7 +109,7 @@ class Swapper:
         return True
 
     def _gains(self, counter: Counter, level: Level) -> Floats:
-        """First estimate of what a swap of two slots saves: each of the two experts alone; never below what it saves."""
+        """Estimate of what a swap of two slots saves: each of the two experts alone."""
         slot_n, unit_n = self.slot_n, level.unit_r[self.rank_n]
         held_ue = level.held_ue(slot_n, self.rank_n, self.experts)
         cost_seu = counter.cost_seu(level.goal_se(held_ue), level)

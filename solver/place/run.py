@@ -10,21 +10,20 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from solver.errors import NoPlacementError
-from solver.expertmap import CurvePoint, ExpertPlacement, Grouping, Move, PlacedLayer, WindowReport
+from solver.expertmap import CurvePoint, ExpertPlacement, Move, PlacedLayer, WindowReport
 from solver.place.advice import advise, worth
 from solver.place.bounds import binding_of, layer_bound
-from solver.place.changes import Change, change, moved_bytes
-from solver.place.exact import Rules, is_small, least_load
+from solver.place.changes import Change, change, moved_bytes, with_goals
+from solver.place.exact import Pins, Rules, is_small, least_load
 from solver.place.finish import place_parallel, robust_parallel
-from solver.place.groups import Pins, pins_of, place_pinned, require_slots
+from solver.place.groups import pinned_instead, pins_of, place_pinned, require_slots
 from solver.place.migrate import curve_loads, home_lre, ordered_moves, stay_in_place
 from solver.place.repair import refill, require_feasible
 from solver.place.robust import Aim
 from solver.place.split import best_split, split_busiest_lk
 from solver.place.state import Floats, Ints, Shelf, State
 from solver.place.static import Effort
-from solver.place.topology import Ground, mean_sends, report_levels, reroute, wires
+from solver.place.topology import Ground, reroute, wires, with_levels
 from solver.place.traffic import traffic_bound_l, traffic_l
 from solver.place.updates import Judged
 from solver.specs.placing import Placing
@@ -34,8 +33,6 @@ OPTIMAL_GAP = 1e-6
 """Relative gap below which a layer is called OPTIMAL: proofs round to billionths of a layer's load."""
 PLACE_SHARE = 0.6
 """Share of the search's time before traffic is lowered, where that is asked for."""
-PINNED_SECONDS = 2.0
-"""Most time for the placement with pinned groups that is reported beside the one asked for."""
 SEARCH_SHARE = 0.9
 """Share of the time limit for the searches; linear programs, judge and document take the rest."""
 HELD_OUT_SHARE = 0.5
@@ -141,7 +138,7 @@ def run_place(placing: Placing, windows: tuple[LoadWindow, ...], effort: Effort)
     """
     task = Task.of(placing, windows, replace(effort, seconds=SEARCH_SHARE * effort.seconds))
     effort = task.effort
-    held_out = len(windows) > 1 and placing.current is None
+    held_out = len(windows) > 1 and placing.current is None and task.pins is None
     main = replace(effort, seconds=effort.seconds * (1 - HELD_OUT_SHARE)) if held_out else effort
     placed = _place(replace(task, effort=main))
     held = _held_out(task) if held_out else {}
@@ -303,7 +300,8 @@ def _document(task: Task, placed: Placed, held: dict[int, HeldOut]) -> ExpertPla
     bound_l = np.minimum(placed.bound_l, objective_l)
     balance_lk = 1 / busiest_lk
     layers = _layers(task, slot_ln, (objective_l, bound_l, balance_lk @ task.aim.weight_k), scale_l)
-    layers = _asked(task, placed, slot_ln, layers, scale_l)
+    layers = with_levels(task.ground, slot_ln, placed.traffic, layers)
+    layers = with_goals(layers, placed.change, placed.plain_l, scale_l)
     full = np.full((len(slot_ln), sum(placing.slots_of_rank)), -1, dtype=np.int64)
     full[:, task.slots] = slot_ln
     split = None
@@ -341,9 +339,9 @@ def _document(task: Task, placed: Placed, held: dict[int, HeldOut]) -> ExpertPla
         fewest_moves=int(placed.change.fewest.moves_l.sum()) if placed.change is not None and placing.dead else None,
         moves=moves,
         moved_bytes=None if moves is None else moved_bytes(placing.moving, [move.rank for move in moves]),
-        moves_for=_moves_for(placing),
+        moves_for=placing.moving.asked,
         wires=wires(placing, task.ground),
-        grouping=_grouping(task),
+        grouping=pinned_instead(placing, task.ground, task.aim, task.effort),
         curve=_curve(task) if placing.curve else None,
         seed=task.effort.seed,
         wall_s=time.monotonic() - task.effort.begun,
@@ -392,52 +390,6 @@ def _layers(
             )
         )
     return tuple(reports)
-
-
-def _asked(
-    task: Task, placed: Placed, slot_ln: Ints, layers: tuple[PlacedLayer, ...], scale_l: Floats
-) -> tuple[PlacedLayer, ...]:
-    """Reports with the traffic of all levels and the goal of the moves."""
-    levels = report_levels(task.ground, slot_ln, placed.traffic) if task.ground.levels else None
-    update, result = placed.change, []
-    for at, report in enumerate(layers):
-        more: dict[str, object] = {"levels": None if levels is None else levels[at]}
-        if placed.plain_l is not None:
-            more["plain_objective"] = float(placed.plain_l[at] * scale_l[at])
-        if update is not None and update.goal_l is not None and update.least_l is not None:
-            more["moves_goal"] = float(update.goal_l[at] * scale_l[at])
-            more["moves_bound"] = None if update.least_l[at] < 0 else int(update.least_l[at])
-        result.append(report.model_copy(update=more))
-    return tuple(result)
-
-
-def _moves_for(placing: Placing) -> str | None:
-    moving = placing.moving
-    if not moving.has_goal:
-        return None
-    return f"balancedness {moving.goal:.9g}" if moving.goal is not None else f"within {moving.within:.9g}"
-
-
-def _grouping(task: Task) -> Grouping | None:
-    """The groups, and what pinning them to nodes would give where that is possible."""
-    topology = task.placing.topology
-    if topology.groups == 1:
-        return None
-    nodes = int(_nodes(task).max()) + 1
-    found = Grouping(groups=topology.groups, top_groups=topology.chosen_groups, pinned=topology.pin_groups)
-    if nodes == 1 or task.placing.survive in ("node", "rack") or task.placing.dead:
-        return found
-    pins = pins_of(task.load_lke.shape[2], topology.groups, _nodes(task))
-    try:
-        replace(topology, pin_groups=True).require_pins(nodes, 1, "nothing")
-        require_slots(pins, task.shelf)
-    except NoPlacementError:
-        return found
-    effort = Effort(min(PINNED_SECONDS, task.effort.seconds), task.effort.seed, turns=task.effort.turns)
-    slot_ln = place_pinned(task.load_lke, task.shelf, pins, task.aim, effort).slot_ln
-    balance = float((1 / task.ground.busiest_lk(slot_ln) @ task.aim.weight_k).mean())
-    sends = mean_sends(report_levels(task.ground, slot_ln, {}), "node")
-    return found.model_copy(update={"pinned_balancedness": balance, "pinned_sends": sends})
 
 
 def _moves(task: Task, full_ln: Ints) -> tuple[Move, ...] | None:

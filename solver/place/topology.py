@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solver.expertmap import Status, TrafficLevel, Wires
+from solver.expertmap import PlacedLayer, Status, TrafficLevel, Wires
 from solver.place.exact import Rules, is_small
 from solver.place.exact_traffic import has_terms, least_traffic
 from solver.place.nearest import Level, levels_of
@@ -153,3 +153,13 @@ def wires(placing: Placing, ground: Ground) -> Wires | None:
         nodes=placing.nodes,
         tolerance=placing.traffic_tolerance,
     )
+
+
+def with_levels(
+    ground: Ground, slot_ln: Ints, bounds: dict[int, tuple[float | None, ...]], layers: tuple[PlacedLayer, ...]
+) -> tuple[PlacedLayer, ...]:
+    """Reports with the traffic of all levels."""
+    if not ground.levels:
+        return layers
+    levels = report_levels(ground, slot_ln, bounds)
+    return tuple(one.model_copy(update={"levels": found}) for one, found in zip(layers, levels, strict=True))

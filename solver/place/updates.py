@@ -108,7 +108,7 @@ def _moves_l(slot_ln: Ints, budget: Budget, judged: Judged) -> Ints:
 def _least_l(load_le: Floats, budget: Budget, shelf: Shelf, goal_l: Floats, most: int) -> Ints:
     """Fewest moves that the bound on the curve lets reach the goal; one more than `most` where none do.
 
-    The mixture's busiest rank is no fuller than the windows' mean or worst, so what the mixture cannot reach, they cannot.
+    The mixture's busiest rank is no fuller than the windows' mean or worst: what it cannot reach, they cannot.
     """
     layers = len(load_le)
     if (budget.current_ln < 0).any():
@@ -125,7 +125,9 @@ def _least_l(load_le: Floats, budget: Budget, shelf: Shelf, goal_l: Floats, most
     return high_l.astype(np.int64)
 
 
-def least_moves(load_ke: Floats, slot_n: Ints, rules: Rules, goal: tuple[Aim, float], seconds: float) -> tuple[Ints, int]:
+def least_moves(
+    load_ke: Floats, slot_n: Ints, rules: Rules, goal: tuple[Aim, float], seconds: float
+) -> tuple[Ints, int]:
     """Fewest moves of a small layer that reach an objective, by CP-SAT: slots, and a lower bound (-1: none do)."""
     aim, value = goal
     model = Model(load_ke, rules)
@@ -151,8 +153,8 @@ def within_bytes(
 ) -> Update:
     """Best found update with at most so many moves over all layers, and so many onto every rank.
 
-    Every layer is migrated with several numbers of moves; CP-SAT chooses one of them per layer. `budget.moves_l` are the
-    most moves per layer; `start_ln` keeps all limits.
+    Every layer is migrated with several numbers of moves; CP-SAT chooses one of them per layer. `budget.moves_l` are
+    the most moves per layer; `start_ln` keeps all limits.
     """
     total, receive_r = whole
     layers = len(start_ln)

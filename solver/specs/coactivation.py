@@ -22,6 +22,8 @@ TRACE_KEYS = ("routed_experts", "trace")
 PAIR_KEYS = ("pairs", "coactivation")
 MAX_PAIRS = 2**40
 """Most tokens per pair of experts."""
+MAX_TOKENS = 16_384
+"""Tokens of a trace that are kept; of longer ones every n-th."""
 FITTING_STEPS = 300
 """Steps that fit the pairs of group-limited routing to the loads."""
 
@@ -101,7 +103,7 @@ def _joined(parts: list[Ints], where: str) -> Ints:
 
 
 def of_trace(ids_tlk: Array, layers: int, experts: int, where: str) -> CoActivation:
-    """Co-activation of tokens ``[tokens, layers, top_k]``.
+    """Co-activation of tokens ``[tokens, layers, top_k]``; of more than :data:`MAX_TOKENS` every n-th is kept.
 
     Raises
     ------
@@ -117,7 +119,8 @@ def of_trace(ids_tlk: Array, layers: int, experts: int, where: str) -> CoActivat
     if bad.any():
         at = [int(index) for index in np.argwhere(bad)[0]]
         raise SpecError(f"{where}: the id at {at} is {values[tuple(at)]:g}; experts are from 0 to {experts - 1}")
-    token_ltk = np.ascontiguousarray(values.astype(np.int64).transpose(1, 0, 2))
+    kept = values[:: -(-len(values) // MAX_TOKENS)]
+    token_ltk = np.ascontiguousarray(kept.astype(np.int64).transpose(1, 0, 2))
     ordered = np.sort(token_ltk, axis=2)
     twice = ordered[:, :, 1:] == ordered[:, :, :-1]
     if twice.any():
@@ -178,7 +181,7 @@ def _top_k(pair_lef: Floats, diagonal_le: Floats, top_k: int, where: str) -> int
         if top_k < 2:
             raise SpecError(f"{where}: with --top-k {top_k} no two experts are chosen together; give at least 2")
         return top_k
-    found = 1 + pair_lef.sum() / diagonal_le.sum()
+    found = 1 + float(pair_lef.sum()) / float(diagonal_le.sum())
     if not (pair_lef.sum(axis=2) == (round(found) - 1) * diagonal_le).all() or found < 2:
         raise SpecError(
             f"{where}: the diagonal is not the experts' loads: each expert's pairs must be top_k - 1 times its load, "
@@ -206,7 +209,7 @@ def of_groups(load_le: Floats, groups: int, top_groups: int, top_k: int) -> CoAc
     """Pairs that group-limited routing implies where nothing was recorded: an assumption, not a measurement.
 
     A token picks `top_groups` of the `groups` consecutive groups of experts, all alike, and its experts among theirs by
-    load. Two experts of a group then meet ``(groups - 1) / (top_groups - 1)`` times as often as two of different groups.
+    load. Two experts of one group then meet ``(groups - 1) / (top_groups - 1)`` times as often as two of two groups.
     The pairs are fitted to the loads (iterative scaling), one token in all.
     """
     layers, experts = load_le.shape

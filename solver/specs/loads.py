@@ -145,7 +145,7 @@ def _rectangle(rows: list[list[float]], where: str) -> Array:
 
 
 def read_numpy(file: Path, keys: Sequence[str]) -> Array:
-    """The array of a ``.npy`` file, or the first of `keys` in an ``.npz``, read only after its header was found harmless.
+    """The array of a ``.npy`` file, or the first of `keys` in an ``.npz``, read after its header was found harmless.
 
     Raises
     ------

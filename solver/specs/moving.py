@@ -50,6 +50,13 @@ class Moving:
         """Whether the fewest moves are asked for."""
         return self.goal is not None or self.within is not None
 
+    @property
+    def asked(self) -> str | None:
+        """The goal in words, as the document has it."""
+        if self.goal is not None:
+            return f"balancedness {self.goal!r}"
+        return None if self.within is None else f"within {self.within!r}"
+
     def check(self, *, current: bool, aim: str, max_moves: int | None) -> None:
         """Raise :class:`SpecError` with the repair where the limits make no sense."""
         asked = [
@@ -73,11 +80,15 @@ class Moving:
         if not self.has_goal:
             return
         if self.goal is not None and not 0 < self.goal <= 1:
-            raise SpecError(f"--moves-for {self.goal:g}: give a balancedness above 0 and at most 1, or a share as in 1%")
+            raise SpecError(
+                f"--moves-for {self.goal:g}: give a balancedness above 0 and at most 1, or a share as in 1%"
+            )
         if self.within is not None and not 0 <= self.within <= 1:
             raise SpecError(f"--moves-for {self.within:.4%}: give a share from 0% to 100%")
         if max_moves is not None or self.limits_bytes:
-            raise SpecError("--moves-for asks for the fewest moves; leave out --moves, --move-bytes and --receive-bytes")
+            raise SpecError(
+                "--moves-for asks for the fewest moves; leave out --moves, --move-bytes and --receive-bytes"
+            )
         if aim.startswith("quantile"):
             raise SpecError("--moves-for proves nothing for a quantile over the windows; use --aim mean or worst")
 

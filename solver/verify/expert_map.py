@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from solver.expertmap import ExpertPlacement
+from solver.specs.coactivation import CoActivation
 from solver.specs.windows import LoadWindow
+from solver.verify.expert_traffic import TRAFFIC_RULES, judge_topology
 from solver.verify.finding import Finding
 
 MAP_RULES: dict[str, str] = {
@@ -28,6 +30,7 @@ MAP_RULES: dict[str, str] = {
     "map-moves": "the moves lead from the current map to this one, keep every expert served, and are as many as stated",
     "map-traffic": "traffic is the share of token copies that leave their node, and no less than its bound",
     "map-curve": "more moves never give less balance, nor more than the bound",
+    **TRAFFIC_RULES,
 }
 """Rules of the judge of expert maps, in its own words."""
 
@@ -50,9 +53,12 @@ class MapVerdict:
 
 
 def judge_placement(
-    placed: ExpertPlacement, windows: Sequence[LoadWindow], current: Sequence[Sequence[int]] | None = None
+    placed: ExpertPlacement,
+    windows: Sequence[LoadWindow],
+    current: Sequence[Sequence[int]] | None = None,
+    known: CoActivation | None = None,
 ) -> MapVerdict:
-    """Judge a placement against the loads it was made for (and the current map, where moves were limited)."""
+    """Judge a placement against the loads it was made for, the current map and the co-activation, where there were."""
     shape = list(_shape(placed, windows))
     if shape:
         return MapVerdict(tuple(shape))
@@ -62,6 +68,7 @@ def judge_placement(
     rules = [*_holds(placed), *_survives(placed), *_split(placed)]
     if not rules:
         rules += [*_figures(placed, windows), *_claims(placed), *_curve(placed), *_traffic(placed, windows)]
+        rules += judge_topology(placed, windows, known)
         if current is not None:
             rules += _moves(placed, current)
     return MapVerdict(tuple(rules))

@@ -1,0 +1,110 @@
+"""Options of ``place`` about traffic, groups and updates, and the records that they fill."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from solver.specs.coactivation import CoActivation
+    from solver.specs.moving import Moving
+    from solver.specs.topology import Topology
+    from solver.specs.windows import LoadWindow
+
+TRAFFIC, CHANGE = "Traffic", "From a current placement"
+
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Balance given up at most for less traffic between racks, then nodes, then ranks.",
+        rich_help_panel=TRAFFIC,
+    ),
+]
+Pairs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Experts that tokens choose together: a trace \\[tokens, layers, top_k] or pair counts "
+        "\\[layers, experts, experts] in .npz or .npy, or vLLM .jsonl.",
+        rich_help_panel=TRAFFIC,
+    ),
+]
+Groups = Annotated[
+    int,
+    typer.Option(
+        metavar="G", help="Consecutive groups of experts that routing is limited to.", rich_help_panel=TRAFFIC
+    ),
+]
+TopGroups = Annotated[
+    int | None,
+    typer.Option(
+        metavar="G", help="Groups that a token chooses from; half of them if absent.", rich_help_panel=TRAFFIC
+    ),
+]
+PinGroups = Annotated[
+    bool,
+    typer.Option("--pin-groups", help="Every group on one node, equally many on each.", rich_help_panel=TRAFFIC),
+]
+MoveBytes = Annotated[
+    int | None, typer.Option(metavar="BYTES", help="Most bytes loaded over all layers.", rich_help_panel=CHANGE)
+]
+ReceiveBytes = Annotated[
+    int | None, typer.Option(metavar="BYTES", help="Most bytes loaded onto one rank.", rich_help_panel=CHANGE)
+]
+ExpertBytes = Annotated[
+    int | None, typer.Option(metavar="BYTES", help="Weights of one expert of a layer.", rich_help_panel=CHANGE)
+]
+LlmName = Annotated[
+    str | None,
+    typer.Option("--llm", metavar="NAME", help="LLM of the catalog that says those bytes.", rich_help_panel=CHANGE),
+]
+ExpertDtype = Annotated[
+    str | None,
+    typer.Option("--dtype", metavar="TYPE", help="Data type of its experts, if not its own.", rich_help_panel=CHANGE),
+]
+MovesFor = Annotated[
+    str | None,
+    typer.Option(
+        metavar="B|S%",
+        help="Fewest moves with which every layer has this balancedness, or is within S% of the best placement.",
+        rich_help_panel=CHANGE,
+    ),
+]
+
+
+def coactivation(path: str | None, windows: tuple[LoadWindow, ...], top_k: int) -> CoActivation | None:
+    """Routing of a file, for the layers and experts of the loads."""
+    if path is None:
+        return None
+    from solver.specs.coactivation import read_coactivation
+
+    layers, experts = windows[0].count_le.shape
+    return read_coactivation(path, layers, experts, top_k)
+
+
+def topology(known: CoActivation | None, groups: int, top_groups: int | None, *, pin: bool) -> Topology:
+    """What is asked of the traffic."""
+    from solver.specs.topology import Topology
+
+    return Topology(known, groups, top_groups or 0, pin)
+
+
+def moving(
+    limits: tuple[int | None, int | None], each: int | None, llm: tuple[str | None, str | None], goal: str | None
+) -> Moving:
+    """Limits of an update: (in all, per rank) in bytes, the bytes of an expert or the LLM that says them, the goal."""
+    from solver.errors import SpecError
+    from solver.specs.catalog import load_llm
+    from solver.specs.moving import Moving, expert_bytes_of, goal_of
+
+    name, dtype = llm
+    if name is not None and each is not None:
+        raise SpecError("--expert-bytes and --llm both say the bytes of an expert; give one of them")
+    if name is None and dtype is not None:
+        raise SpecError(f"--dtype {dtype[:40]} is that of an LLM's experts; name the LLM with --llm")
+    if name is not None:
+        each = expert_bytes_of(load_llm(name), dtype)
+    balance, within = goal_of(goal)
+    return Moving(*limits, each, balance, within)
