@@ -21,6 +21,7 @@ from solver.place.state import Floats, Ints
 
 MAX_TERMS = 12_000
 """Most terms of a level's traffic that a model is built for."""
+MAX_TRAFFIC = 10**15
 COPY_UNITS = 10**9
 PAIR_UNITS = 10**8
 """Units of all pairs together where they are no whole numbers."""
@@ -63,7 +64,9 @@ def least_traffic(
         terms = _Terms(model, counter, level)
         model.model.clear_hints()  # type: ignore[no-untyped-call]
         model.hint(slot_n)
-        model.model.minimize(terms.traffic)
+        traffic = model.model.new_int_var(0, MAX_TRAFFIC, f"traffic_{level.name}")
+        model.model.add(traffic == terms.traffic)  # a variable: the solver's bound then has no offset
+        model.model.minimize(traffic)
         status, found, bound = model.solve(seconds / len(levels))
         if found is None:
             break
@@ -72,13 +75,13 @@ def least_traffic(
         proved.append(status == "OPTIMAL")
         if not proved[-1]:
             break
-        model.model.add(terms.traffic <= round(bound))
+        model.model.add(traffic <= round(bound))
     missing = len(levels) - len(bounds)
     return LeastTraffic(slot_n, (*bounds, *[None] * missing), (*proved, *[False] * missing))
 
 
 class _Terms:
-    """Traffic of one level as a linear expression; divided by `scale` it is the counter's, up to `slack` of rounding."""
+    """Traffic of one level as a linear expression; over `scale` it is the counter's, up to `slack` of rounding."""
 
     def __init__(self, model: Model, counter: Counter, level: Level) -> None:
         self.model, self.level = model, level

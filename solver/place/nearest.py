@@ -64,7 +64,7 @@ class Level:
 
 
 def levels_of(node_of_rank: Sequence[int], rack_of_rank: Sequence[int], alive: Sequence[int]) -> tuple[Level, ...]:
-    """Levels from racks to ranks, over the living ranks; a level of one unit is left out.
+    """Levels from racks to ranks, over the living ranks; a level of one unit, or of the units above, is left out.
 
     `node_of_rank` and `rack_of_rank` are those of all ranks. Racks hold whole nodes.
     """
@@ -86,8 +86,8 @@ def levels_of(node_of_rank: Sequence[int], rack_of_rank: Sequence[int], alive: S
     above = whole
     for name, unit in (("rack", rack), ("node", node), ("rank", np.arange(len(alive)))):
         unit_r = np.unique(unit, return_inverse=True)[1]
-        if racks == nodes and name == "node":
-            continue  # every rack is one node: said once, as racks
+        if (name, racks) == ("node", nodes) or (name, nodes) == ("rank", ranks):
+            continue  # the same units as above
         if unit_r.max() > 0:
             source_r = np.arange(len(alive)) if name == "rank" else np.unique(node, return_inverse=True)[1]
             found.append(_level(name, unit_r, above, source_r, (order_rq, rank_weight_r)))  # type: ignore[arg-type]

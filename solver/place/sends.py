@@ -3,8 +3,8 @@
 Copies: the share of token copies (one per chosen expert) that leave their unit. Sends: the further units that a token
 is sent to, on average; a token goes to a unit once, however many of its experts are there. Sends are exact for a
 trace. For pair counts they are an upper bound: of m experts in one unit ``m - m (m - 1) / top_k`` sends are counted,
-which is 1 for one of them and for all, and more in between. Shape suffixes: T tokens, E logical experts, K experts of a token,
-S sources, U units.
+which is 1 for one of them and for all, and more in between. Shape suffixes: T tokens, E logical experts, K experts of
+a token, S sources, U units.
 """
 
 from __future__ import annotations

@@ -107,11 +107,11 @@ class _Sites:
         self.unit = {"rack": np.array(rack), "node": np.array(node), "rank": np.arange(ranks)}
         peers = {one: sum(node[rank] == one for rank in self.alive) for one in {node[rank] for rank in self.alive}}
         self.weight = {rank: 1 / (len(peers) * peers[node[rank]]) for rank in self.alive}
-        self.apart = wires.racks != self.nodes
+        self.apart = (wires.racks != self.nodes, self.nodes != ranks)
 
     def names(self, *, ranks: bool) -> list[str]:
-        """Levels that have several living units; a rack of one node counts as a rack."""
-        asked = ["rack", *(["node"] if self.apart else []), *(["rank"] if ranks else [])]
+        """Levels that have several living units, each kind of unit once."""
+        asked = ["rack", *(["node"] if self.apart[0] else []), *(["rank"] if ranks and self.apart[1] else [])]
         return [name for name in asked if len({int(self.unit[name][rank]) for rank in self.alive}) > 1]
 
     def goals(self, row: Sequence[int], experts: int) -> dict[int, np.ndarray]:
