@@ -133,12 +133,12 @@ def check_least(kind: str, seed: int, number: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_trace_is_placed_with_the_fewest_sends(seed: int) -> None:
-    check_least("trace", seed, 8)
+    check_least("trace", seed, 11)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_pair_counts_are_placed_with_the_fewest_sends(seed: int) -> None:
-    check_least("pairs", seed + 10, 8)
+    check_least("pairs", seed + 10, 11)
 
 
 def test_copies_leave_racks_as_little_as_they_can_then_nodes() -> None:
@@ -164,7 +164,7 @@ def test_copies_leave_racks_as_little_as_they_can_then_nodes() -> None:
 
 def test_bounds_hold_on_every_placement() -> None:
     rng = random.Random(5)
-    for at in range(20):
+    for at in range(8):
         ranks, nodes, racks = SHAPES[at % len(SHAPES)]
         experts = rng.choice([4, 5])
         tokens = draw_tokens(rng, experts, rng.choice([2, 3]))

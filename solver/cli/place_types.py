@@ -48,13 +48,16 @@ PinGroups = Annotated[
     typer.Option("--pin-groups", help="Every group on one node, equally many on each.", rich_help_panel=TRAFFIC),
 ]
 MoveBytes = Annotated[
-    int | None, typer.Option(metavar="BYTES", help="Most bytes loaded over all layers.", rich_help_panel=CHANGE)
+    str | None,
+    typer.Option(metavar="BYTES", help='Most bytes loaded over all layers, "20 GB".', rich_help_panel=CHANGE),
 ]
 ReceiveBytes = Annotated[
-    int | None, typer.Option(metavar="BYTES", help="Most bytes loaded onto one rank.", rich_help_panel=CHANGE)
+    str | None,
+    typer.Option(metavar="BYTES", help="Most bytes that one rank loads, over all layers.", rich_help_panel=CHANGE),
 ]
 ExpertBytes = Annotated[
-    int | None, typer.Option(metavar="BYTES", help="Weights of one expert of a layer.", rich_help_panel=CHANGE)
+    str | None,
+    typer.Option(metavar="BYTES", help='Weights of one expert of a layer, "44 MB".', rich_help_panel=CHANGE),
 ]
 LlmName = Annotated[
     str | None,
@@ -92,14 +95,15 @@ def topology(known: CoActivation | None, groups: int, top_groups: int | None, *,
 
 
 def moving(
-    limits: tuple[int | None, int | None], each: int | None, llm: tuple[str | None, str | None], goal: str | None
+    limits: tuple[str | None, str | None], expert: str | None, llm: tuple[str | None, str | None], goal: str | None
 ) -> Moving:
-    """Limits of an update: (in all, per rank) in bytes, the bytes of an expert or the LLM that says them, the goal."""
+    """Limits of an update (in all, per rank), the bytes of an expert or the LLM that says them, the goal."""
     from solver.errors import SpecError
     from solver.specs.catalog import load_llm
     from solver.specs.moving import Moving, expert_bytes_of, goal_of
 
     name, dtype = llm
+    each = _bytes(expert, "--expert-bytes")
     if name is not None and each is not None:
         raise SpecError("--expert-bytes and --llm both say the bytes of an expert; give one of them")
     if name is None and dtype is not None:
@@ -107,4 +111,15 @@ def moving(
     if name is not None:
         each = expert_bytes_of(load_llm(name), dtype)
     balance, within = goal_of(goal)
-    return Moving(*limits, each, balance, within)
+    total, receive = limits
+    return Moving(_bytes(total, "--move-bytes"), _bytes(receive, "--receive-bytes"), each, balance, within)
+
+
+def _bytes(text: str | None, option: str) -> int | None:
+    from solver.errors import SpecError, UnitError
+    from solver.units import parse_bytes
+
+    try:
+        return None if text is None else parse_bytes(text)
+    except UnitError as fault:
+        raise SpecError(f"{option} {text[:40]!r}: {fault}") from None

@@ -113,7 +113,8 @@ def _fewest(judged: Judged, start_ln: Ints, budget: Budget, goal_l: Floats, effo
     least_l = found.fewest_l.copy()
     if is_small(judged.load_lke.shape[2], judged.shelf):
         home_l = home_lre(budget.current_ln, judged.shelf, judged.load_lke.shape[2])
-        for layer in np.flatnonzero((moves_l > least_l) & (least_l >= 0)):
+        missed_l = judged.value_l(slot_ln) > goal_l * (1 + MEETS)
+        for layer in np.flatnonzero(((moves_l > least_l) | missed_l) & (least_l >= 0)):
             rules = Rules(judged.shelf, home_l[layer], judged.shelf.num_slots)
             goal = (judged.aim, float(goal_l[layer]))
             solved, bound = least_moves(judged.load_lke[layer], slot_ln[layer], rules, goal, EXACT_SECONDS)

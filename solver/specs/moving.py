@@ -57,7 +57,7 @@ class Moving:
             return f"balancedness {self.goal!r}"
         return None if self.within is None else f"within {self.within!r}"
 
-    def check(self, *, current: bool, aim: str, max_moves: int | None) -> None:
+    def check(self, *, current: bool, aim: str, max_moves: int | None, weighted: bool) -> None:
         """Raise :class:`SpecError` with the repair where the limits make no sense."""
         asked = [
             option
@@ -89,6 +89,8 @@ class Moving:
             raise SpecError(
                 "--moves-for asks for the fewest moves; leave out --moves, --move-bytes and --receive-bytes"
             )
+        if weighted:
+            raise SpecError("--moves-for proves the fewest moves for the even split; leave out --weighted")
         if aim.startswith("quantile"):
             raise SpecError("--moves-for proves nothing for a quantile over the windows; use --aim mean or worst")
 

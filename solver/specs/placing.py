@@ -163,6 +163,8 @@ class Placing:
             raise SpecError(f"--racks {self.racks} does not divide {self.nodes} nodes; a rack holds whole nodes")
         layers, experts = windows[0].count_le.shape
         self.topology.check(layers, experts, self.top_k)
-        self.moving.check(current=self.current is not None, aim=self.aim, max_moves=self.max_moves)
+        self.moving.check(
+            current=self.current is not None, aim=self.aim, max_moves=self.max_moves, weighted=self.weighted
+        )
         if self.topology.pin_groups and (self.current is not None or self.dead):
             raise SpecError("--pin-groups places anew on whole nodes; leave out --current and --dead")

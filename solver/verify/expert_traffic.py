@@ -23,7 +23,7 @@ TRAFFIC_RULES: dict[str, str] = {
     "map-tolerance": "the objective exceeds the one before traffic was lowered by no more than the tolerance",
     "map-pins": "a pinned group of experts is on one node, and every node has equally many groups",
     "map-bytes": "bytes are those of the moves, and within what may be moved and what a rank may receive",
-    "map-goal": "the goal of the moves is the one asked for, and no layer has fewer moves than the proved least",
+    "map-goal": "the goal of the moves is the one asked for, and no layer reaches it with fewer moves than the least",
 }
 """Rules of this judge, in its own words."""
 
@@ -213,8 +213,9 @@ def _bytes(placed: ExpertPlacement) -> Iterator[Finding]:
 def _goals(placed: ExpertPlacement, windows: Sequence[LoadWindow]) -> Iterator[Finding]:
     kind, _, figure = (placed.moves_for or "").partition(" ")
     for layer, report in enumerate(placed.layers):
-        if report.moves_bound is not None and (report.moves is None or report.moves < report.moves_bound):
-            least = report.moves_bound
+        least = report.moves_bound or 0
+        reached = report.objective <= (report.moves_goal or 0.0) * (1 + ROUNDING)
+        if reached and (report.moves is None or report.moves < least):
             yield Finding("map-goal", f"layer {layer}: {report.moves} moves, no fewer than {least} reach the goal")
         if kind != "balancedness":
             continue
