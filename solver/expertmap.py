@@ -24,7 +24,9 @@ class TrafficLevel(Spec):
     share_bound: float
     """No placement in these slots has a smaller share."""
     sends: float | None = None
-    """Further units that a token is sent to, mean over the tokens; with pair counts an upper bound of it."""
+    """Further units that a token is sent to, mean over the tokens; with pair counts the least that they allow."""
+    sends_most: float | None = None
+    """The most that the pair counts allow."""
     sends_bound: float | None = None
     """No placement has fewer `sends`; with OPTIMAL, none within the tolerance and as good at the levels before."""
     status: Status = "FEASIBLE"

@@ -68,14 +68,17 @@ def sends(held: Held, tokens: list[tuple[int, ...]], units: int, shape: tuple[in
 
 
 def pair_sends(held: Held, tokens: list[tuple[int, ...]], units: int, shape: tuple[int, int]) -> float:
-    """The upper bound from pairs: m experts of a token in one unit count ``m - m (m - 1) / k``."""
+    """The least from pairs: an expert pays 1 / m of a send where its tokens have m experts in a unit on average."""
     ranks, k, total = len(held), len(tokens[0]), 0.0
     for source in range(ranks):
         unit = [goal_rank(held, source, e, *shape) * units // ranks for e in range(max(map(max, tokens)) + 1)]
-        for token in tokens:
-            for away in set(range(units)) - {source * units // ranks}:
-                m = sum(unit[e] == away for e in token)
-                total += m - m * (m - 1) / k
+        for e, goal in enumerate(unit):
+            own = [token for token in tokens if e in token]
+            if goal == source * units // ranks or not own:
+                continue
+            m = sum(unit[f] == goal for token in own for f in token) / len(own)
+            low = min(int(m + 1e-12), k - 1)
+            total += len(own) * (1 / low - (m - low) * (1 / low - 1 / (low + 1)))
     return total / ranks / len(tokens)
 
 
@@ -169,7 +172,9 @@ def test_bounds_hold_on_every_placement() -> None:
         experts = rng.choice([4, 5])
         tokens = draw_tokens(rng, experts, rng.choice([2, 3]))
         counts, known = counts_of(tokens, experts), trace_of(tokens, experts)
-        placed = place([window(counts)], Placing.even(ranks, 2, nodes=nodes, racks=racks, topology=Topology(known)), FAST)
+        placed = place(
+            [window(counts)], Placing.even(ranks, 2, nodes=nodes, racks=racks, topology=Topology(known)), FAST
+        )
         units_of = {"rack": racks, "node": nodes, "rank": ranks}
         for level in placed.layers[0].levels or ():
             least = min(
@@ -297,7 +302,10 @@ def test_larger_layers_lose_traffic_within_the_tolerance() -> None:
         (Placing.even(4, 2, topology=Topology(None, 2, 3)), "--top-groups 3"),
         (Placing.even(4, 2, topology=Topology(None, 2, 1)), "--top-k 8"),
         (Placing.even(4, 2, nodes=2, racks=4), "a rack holds whole nodes"),
-        (Placing.even(4, 2, topology=Topology(trace_of([(0, 1), (1, 2)], 3))), "--pairs tells of 1 layers of 3 experts"),
+        (
+            Placing.even(4, 2, topology=Topology(trace_of([(0, 1), (1, 2)], 3))),
+            "--pairs tells of 1 layers of 3 experts",
+        ),
         (
             Placing.even(2, 2, nodes=2, top_k=2, current=((0, 1, 2, 3),), topology=Topology(None, 2, 0, True)),
             "leave out --current",
@@ -313,7 +321,10 @@ def test_questions_that_make_no_sense(question: Placing, sentence: str) -> None:
     ("question", "sentence"),
     [
         (Placing.even(3, 2, nodes=3, top_k=2, topology=Topology(None, 2, 0, True)), "2 groups .* 3 nodes"),
-        (Placing.even(4, 2, nodes=2, top_k=2, survive="node", topology=Topology(None, 2, 0, True)), "loss of that node"),
+        (
+            Placing.even(4, 2, nodes=2, top_k=2, survive="node", topology=Topology(None, 2, 0, True)),
+            "loss of that node",
+        ),
         (Placing(4, (1, 1, 1, 2), nodes=2, top_k=2, topology=Topology(None, 2, 0, True)), None),
         (Placing(4, (2, 2, 1, 1), nodes=4, top_k=2, topology=Topology(None, 4, 2, True)), "at most once"),
         (Placing.even(2, 3, nodes=2, top_k=2, topology=Topology(None, 2, 0, True)), "at most once"),
@@ -402,6 +413,7 @@ def test_the_judge_convicts_every_mutation_of_the_traffic() -> None:
         ("map-levels", with_level(share_bound=2.0)),
         ("map-levels", with_level(sends_bound=(levels[0].sends or 0) + 0.1)),
         ("map-levels", with_level(status=flipped)),
+        ("map-levels", with_level(sends_bound=None)),
         ("map-levels", with_layer(levels=levels[1:])),
         ("map-levels", placed.model_copy(update={"wires": None})),
         ("map-levels", placed.model_copy(update={"wires": wires.model_copy(update={"counted": "pairs"})})),
@@ -414,6 +426,23 @@ def test_the_judge_convicts_every_mutation_of_the_traffic() -> None:
         found = {finding.rule for finding in judge_placement(mutated, windows, None, known).findings}
         assert rule in found, f"{rule} is not among {found}"
     assert {f.rule for f in judge_placement(placed, windows).findings} == {"map-levels"}  # without the trace
+
+
+def test_the_judge_recomputes_what_pairs_allow() -> None:
+    tokens = draw_tokens(random.Random(6), 5, 3)
+    windows, known = [window(counts_of(tokens, 5))], pairs_of(tokens, 5)
+    placed = place(windows, Placing.even(4, 2, nodes=2, topology=Topology(known)), FAST)
+    (report,) = placed.layers
+    assert report.levels is not None
+    for at, (level, units) in enumerate(zip(report.levels, (2, 4), strict=True)):
+        exact = sends(held_of(placed), tokens, units, (2, 1))
+        assert (level.sends or 0) - 1e-9 <= exact <= (level.sends_most or 0) + 1e-9
+        for changes in ({"sends": 0.99 * exact}, {"sends_most": exact + 1}, {"sends_most": None}):
+            wrong = list(report.levels)
+            wrong[at] = level.model_copy(update=changes)
+            mutated = placed.model_copy(update={"layers": (report.model_copy(update={"levels": tuple(wrong)}),)})
+            found = judge_placement(mutated, windows, None, known).findings
+            assert {finding.rule for finding in found} == {"map-levels"}
 
 
 def test_the_command_counts_a_trace_and_verify_judges_it(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """CP-SAT on small layers: the least traffic level by level, with all rules of the placement and limits on the loads.
 
-Traffic is an integer here: copies in billionths; sends times the tokens, the share of a source and (for pairs) top_k.
+Traffic is an integer here: copies in billionths; sends times the tokens, the share of a source and (for pairs) what
+makes all chords whole.
 Shape suffixes: E logical experts, R ranks, S sources, U units, T tokens, K experts of a token or windows.
 """
 
@@ -19,6 +20,8 @@ from solver.place.nearest import Level
 from solver.place.sends import Copies, Counter, Pairs, Trace
 from solver.place.state import Floats, Ints
 
+MAX_CHORDS = 12
+"""Most experts per token for which the chords of pair counts are made whole."""
 MAX_TERMS = 12_000
 """Most terms of a level's traffic that a model is built for."""
 MAX_TRAFFIC = 10**15
@@ -38,6 +41,8 @@ class LeastTraffic:
 
 def has_terms(counter: Counter, levels: Sequence[Level], experts: int) -> bool:
     """Whether the models of all levels are worth building."""
+    if isinstance(counter, Pairs) and counter.top_k > MAX_CHORDS:
+        return False
     for level in levels:
         seen = len(level.own_s) * level.units
         terms = experts
@@ -94,9 +99,10 @@ class _Terms:
             self.traffic = self._trace(counter)
             self.scale = float(common * len(counter.token_tk))
         elif isinstance(counter, Pairs):
+            self.chords = math.lcm(*(j * (j + 1) for j in range(1, counter.top_k)))
             self.traffic, unit = self._pairs(counter)
-            self.scale = common * unit * counter.top_k * counter.tokens
-            self.slack = 0.0 if unit == 1.0 else float(common * model.experts**2)
+            self.scale = common * unit * self.chords * counter.tokens
+            self.slack = 0.0 if unit == 1.0 else float(common * self.chords * model.experts**2)
         else:
             assert isinstance(counter, Copies)
             self.traffic = self._copies([round(float(weight) * COPY_UNITS) for weight in counter.weight_e])
@@ -144,16 +150,37 @@ class _Terms:
         return cp_model.LinearExpr.sum(terms)
 
     def _pairs(self, counter: Pairs) -> tuple[cp_model.LinearExpr, float]:
+        """What every expert pays away from home, by all chords; a pair counts where both go to the same unit."""
         whole = bool((counter.pair_ef == np.floor(counter.pair_ef)).all())
         unit = 1.0 if whole else PAIR_UNITS / float(counter.pair_ef.sum())
         pair_ef = np.round(counter.pair_ef * unit).astype(np.int64)
-        load_e = np.round(counter.load_e * unit * counter.top_k).astype(np.int64)
-        terms = [self._copies([int(load) for load in load_e])]
+        load_e = pair_ef.sum(axis=1) // (counter.top_k - 1) if whole else np.floor(counter.load_e * unit).astype(int)
+        model, terms = self.model.model, []
         for source, share in enumerate(self.share_s):
-            for away in self._away(source):
-                for e, f in np.argwhere(np.triu(pair_ef, 1) > 0):
-                    both = self.model.model.new_bool_var(f"both_{self.level.name}_{source}_{away}_{e}_{f}")
-                    self.model.model.add_implication(both, self.goal[source][int(e)][away])
-                    self.model.model.add_implication(both, self.goal[source][int(f)][away])
-                    terms.append(-2 * share * int(pair_ef[e, f]) * both)
+            both_ef = self._both(source, pair_ef)
+            own = int(self.level.own_s[source])
+            for e in range(self.model.experts):
+                goal = self.goal[source][e]
+                most = int(load_e[e]) * self.chords
+                pays = model.new_int_var(0, most, f"pays_{self.level.name}_{source}_{e}")
+                model.add(pays * counter.top_k >= most * (1 - goal[own]))
+                met = [int(pair_ef[e, f]) * both_ef[min(e, f), max(e, f)] for f in np.flatnonzero(pair_ef[e]).tolist()]
+                saved = cp_model.LinearExpr.sum(met)
+                for j in range(1, counter.top_k):
+                    part = self.chords // (j * (j + 1))
+                    model.add(pays >= part * (2 * j * int(load_e[e]) * (1 - goal[own]) - saved))
+                terms.append(share * pays)
         return cp_model.LinearExpr.sum(terms), unit
+
+    def _both(self, source: int, pair_ef: Ints) -> dict[tuple[int, int], cp_model.LinearExpr]:
+        """Whether two experts are reached in the same unit, away from home."""
+        found: dict[tuple[int, int], cp_model.LinearExpr] = {}
+        for e, f in np.argwhere(np.triu(pair_ef, 1) > 0):
+            parts = []
+            for away in self._away(source):
+                both = self.model.model.new_bool_var(f"both_{self.level.name}_{source}_{away}_{e}_{f}")
+                self.model.model.add_implication(both, self.goal[source][int(e)][away])
+                self.model.model.add_implication(both, self.goal[source][int(f)][away])
+                parts.append(both)
+            found[int(e), int(f)] = cp_model.LinearExpr.sum(parts)
+        return found

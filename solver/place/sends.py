@@ -2,14 +2,13 @@
 
 Copies: the share of token copies (one per chosen expert) that leave their unit. Sends: the further units that a token
 is sent to, on average; a token goes to a unit once, however many of its experts are there. Sends are exact for a
-trace. For pair counts they are an upper bound: of m experts in one unit ``m - m (m - 1) / top_k`` sends are counted,
-which is 1 for one of them and for all, and more in between. Shape suffixes: T tokens, E logical experts, K experts of
-a token, S sources, U units.
+trace. Pair counts do not tell them, but their least and their most. Shape suffixes: T tokens, E logical experts,
+K experts of a token, S sources, U units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -61,7 +60,7 @@ class Copies:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Sends per token at most, from pair counts."""
+    """Sends per token at least, from pair counts: an expert with x companions on average pays :func:`paid` of x."""
 
     pair_ef: Floats
     load_e: Floats
@@ -74,18 +73,37 @@ class Pairs:
 
     def total(self, goal_se: Ints, level: Level) -> float:
         """Traffic."""
+        return self._sum(goal_se, level, self._least)
+
+    def most(self, goal_se: Ints, level: Level) -> float:
+        """Sends per token at most: of m experts in a unit ``m - m (m - 1) / top_k``, and one send per token."""
+        return self._sum(goal_se, level, self._most)
+
+    def _sum(self, goal_se: Ints, level: Level, value: Callable[[Ints, Floats, Bools], float]) -> float:
         sends = 0.0
         for source, goal_e in enumerate(goal_se):
-            at_ue = _at_ue(goal_e, level.units)
-            at_ue[level.own_s[source]] = 0.0
-            together = float(((at_ue @ self.pair_ef) * at_ue).sum())
-            sends += float(level.weight_s[source]) * (float((at_ue @ self.load_e).sum()) - together / self.top_k)
+            with_e = np.where(goal_e[:, None] == goal_e[None, :], self.pair_ef, 0.0).sum(axis=1)
+            sends += float(level.weight_s[source]) * value(goal_e, with_e, goal_e != level.own_s[source])
         return sends / self.tokens
 
+    def _least(self, goal_e: Ints, with_e: Floats, away_e: Bools) -> float:
+        del goal_e
+        return float((paid(self.load_e, with_e, self.top_k) * away_e).sum())
+
+    def _most(self, goal_e: Ints, with_e: Floats, away_e: Bools) -> float:
+        met_u = np.bincount(goal_e, weights=(self.load_e - with_e / self.top_k) * away_e)
+        return float(np.minimum(met_u, self.tokens).sum())
+
     def cost_seu(self, goal_se: Ints, level: Level) -> Floats:
-        """What an expert costs: its copies, less twice (for it and for the other) what travels together."""
-        with_seu = np.stack([self.pair_ef @ _at_ue(goal_e, level.units).T for goal_e in goal_se])
-        return _at_home((self.load_e[None, :, None] - with_seu * (2 / self.top_k)) / self.tokens, level)
+        """What an expert costs: what it pays, less what its companions save by it."""
+        cost = np.zeros((*goal_se.shape, level.units))
+        for source, goal_e in enumerate(goal_se):
+            at_ue = _at_ue(goal_e, level.units)
+            with_eu = self.pair_ef @ at_ue.T
+            with_e = with_eu[np.arange(len(goal_e)), goal_e]
+            saved_eu = self.pair_ef @ (at_ue * slope(self.load_e, with_e, self.top_k)).T
+            cost[source] = paid(self.load_e[:, None], with_eu, self.top_k) - saved_eu
+        return _at_home(cost / self.tokens, level)
 
     def least_e(self, companions: int) -> Floats:
         """Least cost of every expert; see :func:`least_sends`."""
@@ -153,17 +171,30 @@ def counter_of(layer: int, load_e: Floats, known: CoActivation | None) -> Counte
     return Pairs(known.pair_lef[layer], known.load_le[layer], known.top_k)
 
 
-def least_sends(pair_ef: Floats, load_e: Floats, top_k: int, companions: int) -> Floats:
-    """Least sends that an expert's tokens pay for it, with so many other experts in its unit.
+def paid(load_e: Floats, with_e: Floats, top_k: int) -> Floats:
+    """Least sends that an expert's tokens pay for it, with so many pairs in its unit.
 
-    A token with m experts in a unit pays 1 / m for each of them. This is convex in m, so it is at least every chord
-    ``(2 j + 1 - m) / (j (j + 1))``, and the sum of the m is at most what the expert's best companions give.
+    A token with m experts in a unit pays 1 / m for each of them. This is convex in m, so the mean over the tokens is at
+    least the value at the mean m, and between whole m the chord: ``(2 j + 1 - m) / (j (j + 1))`` from j to j + 1.
     """
-    best = np.sort(pair_ef, axis=1)[:, ::-1][:, :companions].sum(axis=1)
-    least: Floats = load_e / top_k
+    least: Floats = np.maximum(load_e, 0.0) / top_k
     for j in range(1, top_k):
-        least = np.maximum(least, (2 * j * load_e - best) / (j * (j + 1)))
+        least = np.maximum(least, (2 * j * load_e - with_e) / (j * (j + 1)))
     return least
+
+
+def slope(load_e: Floats, with_e: Floats, top_k: int) -> Floats:
+    """What one more pair saves an expert: the slope of its chord."""
+    mean_e = np.divide(with_e, load_e, out=np.zeros_like(load_e), where=load_e > 0)
+    j = np.clip(np.floor(mean_e) + 1, 1, max(1, top_k - 1))
+    gain: Floats = 1 / (j * (j + 1))
+    return gain
+
+
+def least_sends(pair_ef: Floats, load_e: Floats, top_k: int, companions: int) -> Floats:
+    """Least sends that an expert's tokens pay for it, with the best so many other experts in its unit."""
+    best = np.sort(pair_ef, axis=1)[:, ::-1][:, :companions].sum(axis=1)
+    return paid(load_e, best, top_k)
 
 
 def traffic_bound(counter: Counter, shelf: Shelf, level: Level) -> float:
@@ -193,9 +224,3 @@ def _at_home(cost_seu: Floats, level: Level) -> Floats:
     cost_seu[np.arange(len(level.own_s)), :, level.own_s] = 0.0
     weighted: Floats = cost_seu * level.weight_s[:, None, None]
     return weighted
-
-
-def shares_of(levels: Sequence[Level], load_e: Floats, held: Sequence[Bools]) -> list[float]:
-    """Share of the token copies that leave their unit, at every level."""
-    copies = Copies(load_e / load_e.sum())
-    return [copies.total(level.goal_se(held_ue), level) for level, held_ue in zip(levels, held, strict=True)]

@@ -16,7 +16,7 @@ from solver.place.exact import Rules, is_small
 from solver.place.exact_traffic import has_terms, least_traffic
 from solver.place.nearest import Level, levels_of
 from solver.place.reroute import Limits, Swapper
-from solver.place.sends import Copies, Counter, counter_of, goals, traffic_bound
+from solver.place.sends import Copies, Counter, Pairs, counter_of, goals, traffic_bound
 from solver.place.state import Floats, Ints, Shelf, counts_of, replica_shares, slot_values
 from solver.specs.coactivation import CoActivation
 from solver.specs.placing import Placing
@@ -56,6 +56,12 @@ class Ground:
         experts = self.mean_le.shape[1]
         return [counter.total(goals(level, slot_n, self.shelf, experts), level) for level in self.levels]
 
+    def most(self, counter: Counter, level: Level, slot_n: Ints) -> float | None:
+        """Most sends that pair counts allow; absent for what is counted exactly."""
+        if not isinstance(counter, Pairs):
+            return None
+        return counter.most(goals(level, slot_n, self.shelf, self.mean_le.shape[1]), level)
+
     def busiest_lk(self, slot_ln: Ints) -> Floats:
         """Busiest rank's load of every layer and window."""
         nothing = np.zeros_like(self.mean_le)
@@ -80,7 +86,7 @@ def reroute(
     result, bounds = slot_ln.copy(), dict[int, tuple[float | None, ...]]()
     limit_lk = ground.busiest_lk(slot_ln) * (1 + tolerance)
     for layer in range(len(slot_ln)):
-        left = max((deadline - time.monotonic()) / (len(slot_ln) - layer), LEAST_SECONDS)
+        left = (deadline - time.monotonic()) / (len(slot_ln) - layer)
         rules, counter = rules_of(layer), ground.counter(layer)
         limits = Limits(
             ground.load_lke[layer], limit_lk[layer] * (1 + SAME), rules.home_re, rules.max_moves, rules.receive_r
@@ -129,6 +135,7 @@ def report_levels(
                 TrafficLevel(
                     unit=level.name, share=share, share_bound=min(share, share_bound),
                     sends=None if ground.known is None else value,
+                    sends_most=ground.most(counter, level, slot_n),
                     sends_bound=None if ground.known is None else least, status=status,
                 )
             )  # fmt: skip

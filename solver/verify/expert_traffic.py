@@ -79,6 +79,9 @@ def _traffic(placed: ExpertPlacement, windows: Sequence[LoadWindow], known: CoAc
             if known is not None:
                 sends = sites.mean(goal, unit, _Sends(known, layer))
                 pairs.append(("sends", -1.0 if level.sends is None else level.sends, sends))
+            if known is not None and known.token_ltk is None:
+                most = sites.mean(goal, unit, _Sends(known, layer, most=True))
+                pairs.append(("most sends", -1.0 if level.sends_most is None else level.sends_most, most))
             for what, stated, true in pairs:
                 if not math.isclose(stated, true, rel_tol=ROUNDING, abs_tol=1e-9):
                     yield Finding(
@@ -147,10 +150,10 @@ class _Sites:
 
 
 class _Sends:
-    """Further units per token: counted on the tokens of a trace, or at most, from pair counts."""
+    """Further units per token: counted on the tokens of a trace, or the least or most that pair counts allow."""
 
-    def __init__(self, known: CoActivation, layer: int) -> None:
-        self.known, self.layer = known, layer
+    def __init__(self, known: CoActivation, layer: int, *, most: bool = False) -> None:
+        self.known, self.layer, self.most = known, layer, most
 
     def __call__(self, units_e: np.ndarray, own: int) -> float:
         if self.known.token_ltk is not None:
@@ -159,11 +162,25 @@ class _Sends:
             first[:, 1:] = units_tk[:, 1:] != units_tk[:, :-1]
             return float((first & (units_tk != own)).sum(axis=1).mean())
         pair_ef, load_e = self.known.pair_lef[self.layer], self.known.load_le[self.layer]
-        sends = 0.0
+        tokens, k, sends = float(load_e.sum()) / self.known.top_k, self.known.top_k, 0.0
         for unit in sorted(set(units_e.tolist()) - {own}):
             here = np.flatnonzero(units_e == unit)
-            sends += float(load_e[here].sum()) - float(pair_ef[np.ix_(here, here)].sum()) / self.known.top_k
-        return sends / (float(load_e.sum()) / self.known.top_k)
+            met = pair_ef[np.ix_(here, here)].sum(axis=1)
+            if self.most:
+                sends += min(tokens, float((load_e[here] - met / k).sum()))
+            else:
+                sends += sum(
+                    _pays(float(load), float(with_it), k) for load, with_it in zip(load_e[here], met, strict=True)
+                )
+        return sends / tokens
+
+
+def _pays(load: float, met: float, k: int) -> float:
+    """An expert's least part of its tokens' sends: 1 / m at m of their experts, straight between whole m."""
+    if load <= 0:
+        return 0.0
+    low = min(1 + math.floor(met / load), k - 1) if k > 1 else 1
+    return load * (1 / low + (1 + met / load - low) * (1 / (low + 1) - 1 / low))
 
 
 def _tolerance(placed: ExpertPlacement) -> Iterator[Finding]:
