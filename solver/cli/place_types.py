@@ -119,7 +119,9 @@ def _bytes(text: str | None, option: str) -> int | None:
     from solver.errors import SpecError, UnitError
     from solver.units import parse_bytes
 
+    if text is None:
+        return None
     try:
-        return None if text is None else parse_bytes(text)
+        return parse_bytes(text)
     except UnitError as fault:
         raise SpecError(f"{option} {text[:40]!r}: {fault}") from None

@@ -6,6 +6,7 @@ Shape suffixes: K windows, E logical experts, R ranks, N slots, S sources, U uni
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,8 +72,9 @@ class Swapper:
 
     def _pass(self, counter: Counter, level: Level) -> bool:
         """Weigh the most promising swaps; whether one was kept."""
-        now, kept = self._total(counter, level), False
+        kept = False
         gain_nn = self._gains(counter, level)
+        goal_se = goals(level, self.slot_n, self.shelf, self.experts)
         size = len(self.slot_n)
         order = np.argpartition(-gain_nn, min(TRIED, gain_nn.size - 1), axis=None)[:TRIED]
         order = order[np.argsort(-gain_nn.ravel()[order], kind="stable")]
@@ -84,12 +86,23 @@ class Swapper:
                 continue
             self._swap(one, two)
             if self.limits.allow(self.slot_n, self.shelf):
-                after = self._total(counter, level)
-                if after < now - LEAST_GAIN:
-                    now, kept = after, True
+                pair = [int(self.slot_n[one]), int(self.slot_n[two])]
+                new_se = self._with(goal_se, pair, level)
+                if counter.change(goal_se, new_se, pair, level) < -LEAST_GAIN:
+                    goal_se, kept = new_se, True
                     continue
             self._swap(one, two)
         return kept
+
+    def _with(self, goal_se: Ints, experts: Sequence[int], level: Level) -> Ints:
+        """Goals with those of some experts anew."""
+        new_se = goal_se.copy()
+        for expert in experts:
+            held_u = np.zeros(level.units, dtype=bool)
+            held_u[level.unit_r[self.rank_n[self.slot_n == expert]]] = True
+            first_s = held_u[level.order_su].argmax(axis=1)
+            new_se[:, expert] = level.order_su[np.arange(len(first_s)), first_s]
+        return new_se
 
     def _swap(self, one: int, two: int) -> None:
         self.slot_n[one], self.slot_n[two] = self.slot_n[two], self.slot_n[one]

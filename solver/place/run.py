@@ -23,7 +23,7 @@ from solver.place.robust import Aim
 from solver.place.split import best_split, split_busiest_lk
 from solver.place.state import Floats, Ints, Shelf, State
 from solver.place.static import Effort
-from solver.place.topology import Ground, reroute, wires, with_levels
+from solver.place.topology import Ground, reroute_parallel, wires, with_levels
 from solver.place.traffic import traffic_bound_l, traffic_l
 from solver.place.updates import Judged
 from solver.specs.placing import Placing
@@ -31,7 +31,7 @@ from solver.specs.windows import LoadWindow
 
 OPTIMAL_GAP = 1e-6
 """Relative gap below which a layer is called OPTIMAL: proofs round to billionths of a layer's load."""
-PLACE_SHARE = 0.6
+PLACE_SHARE = 0.4
 """Share of the search's time before traffic is lowered, where that is asked for."""
 SEARCH_SHARE = 0.9
 """Share of the time limit for the searches; linear programs, judge and document take the rest."""
@@ -206,9 +206,10 @@ def _less_traffic(task: Task, placed: Placed, deadline: float) -> Placed:
     """The traffic lowered within the tolerance."""
     tolerance = task.placing.traffic_tolerance or 0.0
     plain_l = task.judged.value_l(placed.slot_ln)
-    lowered = reroute(
-        task.ground, placed.slot_ln, tolerance, lambda layer: _rules(task, layer, placed.change), deadline
-    )
+    rules = [_rules(task, layer, placed.change) for layer in range(len(plain_l))]
+    seconds = max(0.0, deadline - time.monotonic())
+    effort = replace(task.effort, seconds=seconds, begun=time.monotonic())
+    lowered = reroute_parallel(task.ground, placed.slot_ln, tolerance, rules, effort)
     slot_ln = lowered.slot_ln
     if task.placing.current is not None:
         slot_ln = stay_in_place(np.array(task.placing.current)[:, task.slots], slot_ln, task.shelf)

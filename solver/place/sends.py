@@ -8,7 +8,7 @@ K experts of a token, S sources, U units.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -19,6 +19,8 @@ from solver.place.nearest import Level
 from solver.place.state import Bools, Floats, Ints, Shelf
 from solver.specs.coactivation import CoActivation
 
+WORD = 60
+"""Units that one machine word tells apart."""
 SEARCHED_TOKENS = 4096
 """Tokens of a trace that the search looks at; what it finds is judged on all of them."""
 
@@ -28,6 +30,9 @@ class Counter(Protocol):
 
     def total(self, goal_se: Ints, level: Level) -> float:
         """Traffic."""
+
+    def change(self, goal_se: Ints, new_se: Ints, experts: Sequence[int], level: Level) -> float:
+        """What is added to the traffic when the goals of some experts, and only theirs, change."""
 
     def cost_seu(self, goal_se: Ints, level: Level) -> Floats:
         """What an expert costs if the source's tokens go to a unit for it, the others as they are; 0 at home."""
@@ -45,7 +50,15 @@ class Copies:
     def total(self, goal_se: Ints, level: Level) -> float:
         """Traffic."""
         away_se = goal_se != level.own_s[:, None]
-        return float(level.weight_s @ (away_se @ self.weight_e))
+        return float(level.weight_s @ (away_se * self.weight_e).sum(axis=1))
+
+    def change(self, goal_se: Ints, new_se: Ints, experts: Sequence[int], level: Level) -> float:
+        """What is added when the goals of some experts change."""
+        here = list(experts)
+        away_sx = (new_se[:, here] != level.own_s[:, None]).astype(np.int64) - (
+            goal_se[:, here] != level.own_s[:, None]
+        )
+        return float(level.weight_s @ (away_sx * self.weight_e[here]).sum(axis=1))
 
     def cost_seu(self, goal_se: Ints, level: Level) -> Floats:
         """What an expert costs."""
@@ -94,6 +107,23 @@ class Pairs:
         met_u = np.bincount(goal_e, weights=(self.load_e - with_e / self.top_k) * away_e)
         return float(np.minimum(met_u, self.tokens).sum())
 
+    def change(self, goal_se: Ints, new_se: Ints, experts: Sequence[int], level: Level) -> float:
+        """What is added when the goals of some experts change: to all in the units that they leave or meet."""
+        added = 0.0
+        for source, (goal_e, new_e) in enumerate(zip(goal_se, new_se, strict=True)):
+            if (goal_e == new_e).all():
+                continue
+            units = np.unique(np.concatenate([goal_e[list(experts)], new_e[list(experts)]]))
+            units = units[units != level.own_s[source]]
+            for goals_e, sign in ((new_e, 1), (goal_e, -1)):
+                part = 0.0
+                for unit in units:
+                    here = np.flatnonzero(goals_e == unit)
+                    with_e = self.pair_ef[np.ix_(here, here)].sum(axis=1)
+                    part += float(paid(self.load_e[here], with_e, self.top_k).sum())
+                added += sign * part * float(level.weight_s[source])
+        return added / self.tokens
+
     def cost_seu(self, goal_se: Ints, level: Level) -> Floats:
         """What an expert costs: what it pays, less what its companions save by it."""
         cost = np.zeros((*goal_se.shape, level.units))
@@ -129,14 +159,35 @@ class Trace:
         step = -(-len(self.token_tk) // SEARCHED_TOKENS)
         return Trace(self.token_tk[::step], self.pair_ef, self.load_e)
 
+    @cached_property
+    def _tokens_of(self) -> list[Ints]:
+        """Tokens that choose an expert."""
+        order = np.argsort(self.token_tk, axis=None, kind="stable")
+        ends = np.cumsum(np.bincount(self.token_tk.ravel(), minlength=len(self.load_e)))
+        return [part // self.token_tk.shape[1] for part in np.split(order, ends[:-1])]
+
     def total(self, goal_se: Ints, level: Level) -> float:
         """Traffic."""
+        return self._sends(goal_se, level, self.token_tk) / len(self.token_tk)
+
+    def change(self, goal_se: Ints, new_se: Ints, experts: Sequence[int], level: Level) -> float:
+        """What is added when the goals of some experts change: only their tokens are looked at."""
+        tokens_tk = self.token_tk[np.unique(np.concatenate([self._tokens_of[expert] for expert in experts]))]
+        moved = np.flatnonzero((goal_se != new_se).any(axis=1))
+        added = self._sends(new_se, level, tokens_tk, moved) - self._sends(goal_se, level, tokens_tk, moved)
+        return added / len(self.token_tk)
+
+    def _sends(self, goal_se: Ints, level: Level, token_tk: Ints, sources: Ints | None = None) -> float:
+        """Further units of all tokens together: the units of a token are the bits of a word, 60 units a word."""
         sends = 0.0
-        for source, goal_e in enumerate(goal_se):
-            met_tu = self._met_tu(goal_e, level.units) > 0
-            met_tu[:, level.own_s[source]] = False
-            sends += float(level.weight_s[source]) * int(met_tu.sum())
-        return sends / len(self.token_tk)
+        for source in range(len(goal_se)) if sources is None else sources:
+            goal_e, own, count = goal_se[source], int(level.own_s[source]), 0
+            for first in range(0, level.units, WORD):
+                bit_e = np.where((goal_e >= first) & (goal_e < first + WORD) & (goal_e != own), goal_e - first, -1)
+                word_e = np.where(bit_e >= 0, np.left_shift(1, np.maximum(bit_e, 0)), 0)
+                count += int(np.bitwise_count(np.bitwise_or.reduce(word_e[token_tk], axis=1)).sum())
+            sends += float(level.weight_s[source]) * count
+        return sends
 
     def _met_tu(self, goal_e: Ints, units: int) -> Ints:
         """Experts of every token that are reached in every unit."""

@@ -6,18 +6,21 @@ Shape suffixes: L layers, K windows, E logical experts, R ranks, N slots.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from solver.expertmap import PlacedLayer, Status, TrafficLevel, Wires
 from solver.place.exact import Rules, is_small
 from solver.place.exact_traffic import has_terms, least_traffic
+from solver.place.finish import deal, spread
 from solver.place.nearest import Level, levels_of
 from solver.place.reroute import Limits, Swapper
 from solver.place.sends import Copies, Counter, Pairs, counter_of, goals, traffic_bound
 from solver.place.state import Floats, Ints, Shelf, counts_of, replica_shares, slot_values
+from solver.place.static import Effort
 from solver.specs.coactivation import CoActivation
 from solver.specs.placing import Placing
 
@@ -46,6 +49,11 @@ class Ground:
         if known is None:
             levels = tuple(level for level in levels if level.name != "rank")
         return Ground(load_lke, mean_le, shelf, levels, known)
+
+    def take(self, layers: Ints) -> Ground:
+        """Some layers."""
+        known = None if self.known is None else self.known.take(layers)
+        return replace(self, load_lke=self.load_lke[layers], mean_le=self.mean_le[layers], known=known)
 
     def counter(self, layer: int) -> Counter:
         """What is minimised in a layer."""
@@ -79,15 +87,29 @@ class Rerouted:
     bounds: dict[int, tuple[float | None, ...]]
 
 
-def reroute(
-    ground: Ground, slot_ln: Ints, tolerance: float, rules_of: Callable[[int], Rules], deadline: float
+def reroute_parallel(
+    ground: Ground, slot_ln: Ints, tolerance: float, rules: Sequence[Rules], effort: Effort
 ) -> Rerouted:
+    """:func:`reroute` of all layers, dealt to processes."""
+    parts = deal(np.arange(len(slot_ln)), effort.workers)
+    jobs = [
+        partial(reroute, ground.take(part), slot_ln[part], tolerance, [rules[layer] for layer in part], effort)
+        for part in parts
+    ]
+    result, bounds = slot_ln.copy(), dict[int, tuple[float | None, ...]]()
+    for part, found in zip(parts, spread(jobs, effort.engine), strict=True):
+        result[part] = found.slot_ln
+        bounds |= {int(part[layer]): bound for layer, bound in found.bounds.items()}
+    return Rerouted(result, bounds)
+
+
+def reroute(ground: Ground, slot_ln: Ints, tolerance: float, rules_l: Sequence[Rules], effort: Effort) -> Rerouted:
     """Lower the traffic, the first level first, while no window's busiest rank rises by more than the tolerance."""
     result, bounds = slot_ln.copy(), dict[int, tuple[float | None, ...]]()
     limit_lk = ground.busiest_lk(slot_ln) * (1 + tolerance)
     for layer in range(len(slot_ln)):
-        left = (deadline - time.monotonic()) / (len(slot_ln) - layer)
-        rules, counter = rules_of(layer), ground.counter(layer)
+        left = (effort.deadline - time.monotonic()) / (len(slot_ln) - layer)
+        rules, counter = rules_l[layer], ground.counter(layer)
         limits = Limits(
             ground.load_lke[layer], limit_lk[layer] * (1 + SAME), rules.home_re, rules.max_moves, rules.receive_r
         )

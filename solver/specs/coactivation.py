@@ -5,7 +5,7 @@ Shape suffixes: L layers, T tokens, E and F logical experts, K experts that a to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -54,6 +54,11 @@ class CoActivation:
             return np.stack([np.bincount(ids.ravel(), minlength=experts) for ids in self.token_ltk]).astype(np.float64)
         load: Floats = self.pair_lef.sum(axis=2) / (self.top_k - 1)
         return load
+
+    def take(self, layers: Ints) -> CoActivation:
+        """Some layers."""
+        tokens = None if self.token_ltk is None else self.token_ltk[layers]
+        return replace(self, pair_lef=self.pair_lef[layers], token_ltk=tokens)
 
     def check(self, layers: int, experts: int) -> None:
         """Raise :class:`SpecError` where it speaks of other layers or experts than the loads."""

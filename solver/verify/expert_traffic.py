@@ -197,11 +197,12 @@ def _pins(placed: ExpertPlacement) -> Iterator[Finding]:
     if placed.grouping is None or not placed.grouping.pinned:
         return
     groups, nodes = placed.grouping.groups, max(placed.domain_of_rank) + 1
+    node_of_slot = [placed.domain_of_rank[rank] for rank in placed.rank_of_slot]
     for layer, row in enumerate(placed.physical_to_logical_map):
         where: dict[int, set[int]] = {}
         for slot, expert in enumerate(row):
             group = expert * groups // placed.num_experts
-            where.setdefault(group, set()).add(placed.domain_of_rank[placed.rank_of_slot[slot]])
+            where.setdefault(group, set()).add(node_of_slot[slot])
         spread = [group for group, found in where.items() if len(found) > 1]
         if spread:
             yield Finding("map-pins", f"layer {layer}: group {spread[0]} is on nodes {sorted(where[spread[0]])}")
