@@ -58,6 +58,8 @@ class Swapper:
 
     def lower(self, counter: Counter, level: Level) -> None:
         """Swaps inside the units of the level above until none saves traffic."""
+        if time.monotonic() > self.deadline:
+            return
         exact, start_n = counter, self.slot_n.copy()
         if isinstance(counter, Trace):
             counter = counter.thinned()
