@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from solver.expertmap import ExpertPlacement
+from solver.report.placed_traffic import show_traffic, show_update
 from solver.report.terminal import STYLE_OF_STATUS, bar, bullets, grid, headed, heading
 from solver.specs.windows import LoadWindow
 
@@ -39,6 +40,8 @@ def show_placed(console: Console, placed: ExpertPlacement, windows: Sequence[Loa
         for point in placed.curve:
             table.add_row("", str(point.moves), f"{point.balancedness:.5f}", f"{point.bound:.5f}")
         console.print(table)
+    show_traffic(console, placed)
+    show_update(console, placed)
     if placed.advice:
         heading(console, "What to make of it")
         bullets(console, placed.advice)
