@@ -71,9 +71,11 @@ def show_update(console: Console, placed: ExpertPlacement) -> None:
         moves = sum(layer.moves or 0 for layer in reached)
         said.append(
             f"{placed.moves_for}: {len(reached)} of {placed.num_layers} layers reach it with {moves} moves, at least "
-            f"{least} are needed; in {sum(layer.moves_bound is None for layer in placed.layers)} layers it is proved "
-            "impossible."
+            f"{least} are needed."
         )
+        impossible = sum(layer.moves_bound is None for layer in placed.layers)
+        if impossible:
+            said.append(f"In {impossible} layers no number of moves reaches it, proved.")
     if said:
         heading(console, "Update")
         bullets(console, said)
