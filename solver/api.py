@@ -353,7 +353,7 @@ def place(
             placed = run_place(placing, windows, effort, time_ns)
         else:
             placed = run_slots(placing, windows, effort, sweep, time_ns)
-    verdict = judge_placement(placed, windows, placing.current)
+    verdict = judge_placement(placed, windows, placing.current, placing.topology.coactivation)
     if not verdict.ok:
         raise RuntimeError(f"the judge convicts the placement: {verdict.findings[0]}")
     return placed

@@ -15,6 +15,24 @@ Status = Literal["OPTIMAL", "FEASIBLE"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+class TrafficLevel(Spec):
+    """Traffic of one layer between units of one kind, counted as ``ExpertPlacement.wires`` says."""
+
+    unit: Literal["rack", "node", "rank"]
+    share: float
+    """Share of the token copies (one per chosen expert) that leave their unit."""
+    share_bound: float
+    """No placement in these slots has a smaller share."""
+    sends: float | None = None
+    """Further units that a token is sent to, mean over the tokens; with pair counts the least that they allow."""
+    sends_most: float | None = None
+    """The most that the pair counts allow."""
+    sends_bound: float | None = None
+    """No placement has fewer `sends`; with OPTIMAL, none within the tolerance and as good at the levels before."""
+    status: Status = "FEASIBLE"
+    """OPTIMAL: the value (sends, without co-activation the share) is its bound."""
+
+
 class PlacedLayer(Spec):
     """One layer. `objective` and `bound` are in `ExpertPlacement.unit`; OPTIMAL means they are equal up to rounding."""
 
@@ -33,6 +51,14 @@ class PlacedLayer(Spec):
     """Share of the dispatched token copies that leave their node, when nodes were given."""
     traffic_bound: float | None = None
     """No placement in these slots has less traffic, balanced or not."""
+    levels: tuple[TrafficLevel, ...] | None = None
+    """Traffic between racks, nodes and ranks, in the order in which it was lowered."""
+    plain_objective: float | None = None
+    """The objective before balance was given up for less traffic."""
+    moves_bound: int | None = None
+    """No fewer moves reach `moves_goal`."""
+    moves_goal: float | None = None
+    """The objective that was to be reached with the fewest moves."""
 
 
 class WindowReport(Spec):
@@ -108,6 +134,42 @@ class SlotCurve(Spec):
     points: tuple[SlotPoint, ...]
 
 
+class Grouping(Spec):
+    """Groups of experts that routing is limited to."""
+
+    groups: int
+    top_groups: int
+    pinned: bool
+    """Whether every group is on one node."""
+    pinned_balancedness: float | None = None
+    """Mean balancedness of the placement that pins every group to a node, where one exists."""
+    pinned_sends: float | None = None
+    """Its mean `sends` between nodes."""
+
+
+class Wires(Spec):
+    """How traffic was counted and what was given up for less of it."""
+
+    counted: Literal["copies", "trace", "pairs", "groups"]
+    """By loads alone, by a routing trace, by pair counts, or by the pairs that group-limited routing implies."""
+    top_k: int
+    racks: int
+    nodes: int
+    tolerance: float | None = None
+    """Share by which the busiest rank's load may exceed that before."""
+
+
+class MovedBytes(Spec):
+    """Limits of an update in bytes, over all layers, and what it moves."""
+
+    expert_bytes: int
+    move_bytes: int | None = None
+    receive_bytes: int | None = None
+    moved_bytes: int
+    most_received_bytes: int
+    """Of the rank that loads most."""
+
+
 class ExpertPlacement(Spec):
     """Which logical expert every slot of every MoE layer holds, and what is proved about it.
 
@@ -145,6 +207,11 @@ class ExpertPlacement(Spec):
     worth: BalanceWorth | None = None
     interrupted: bool = False
     """Whether Ctrl-C ended the search: the placement is what was found until then."""
+    wires: Wires | None = None
+    grouping: Grouping | None = None
+    moved_bytes: MovedBytes | None = None
+    moves_for: str | None = None
+    """What the fewest moves were to reach: "balancedness B" in every layer, or "within S" of a placement made anew."""
     advice: tuple[str, ...] = ()
     seed: int = 0
     wall_s: float = 0.0

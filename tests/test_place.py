@@ -17,6 +17,7 @@ from solver.errors import SpecError
 from solver.place.bounds import layer_bound, price_bound
 from solver.place.state import Shelf
 from solver.verify.expert_map import MAP_RULES, judge_placement
+from solver.verify.expert_traffic import TRAFFIC_RULES
 
 FAST = PlaceOptions(time_limit_s=20, turns=1)
 
@@ -356,7 +357,7 @@ def test_the_judge_convicts_every_mutation() -> None:
         found = {finding.rule for finding in judge_placement(mutated, windows, current).findings}
         assert rule in found, f"{rule} is not among {found}"
         convicted.add(rule)
-    assert convicted == set(MAP_RULES)
+    assert convicted == set(MAP_RULES) - set(TRAFFIC_RULES)
 
 
 def test_the_judge_convicts_a_move_that_leaves_an_expert_unserved() -> None:

@@ -108,6 +108,10 @@ def report(
     current: Annotated[
         str | None, typer.Option(metavar="FILE", help="Map that an expert placement is set beside.")
     ] = None,
+    pairs: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Routing that a placement's traffic was counted by."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
     """A plan, a deployment or an expert placement as a report: one HTML page that needs no network, or Markdown."""
@@ -115,7 +119,7 @@ def report(
     if loads or current:
         from solver.cli.placed import report_map
 
-        report_map(plan, loads or [], current, out, force=force)
+        report_map(plan, loads or [], current, out, pairs=pairs, force=force)
         return
     from solver import api
     from solver.deployment import DeploymentPlan

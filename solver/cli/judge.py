@@ -134,6 +134,9 @@ def verify(
     current: Annotated[
         str | None, typer.Option(metavar="FILE", help="Map that the moves of an expert placement start from.")
     ] = None,
+    pairs: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Routing trace or pair counts that its traffic was counted by.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON instead.")] = False,
 ) -> None:
     """Judge a plan, deployment, front, explanation or expert placement without the solver: every rule and claim again.
@@ -153,7 +156,7 @@ def verify(
     if loads or current:
         from solver.cli.placed import MAX_DOCUMENT_BYTES, verify_map
 
-        verify_map(read_text(plan, MAX_DOCUMENT_BYTES), plan, loads or [], current, as_json=as_json)
+        verify_map(read_text(plan, MAX_DOCUMENT_BYTES), plan, loads or [], current, pairs, as_json=as_json)
     from solver.cli.explain import verify_if_explanation
 
     text = read_text(plan, MAX_PLAN_BYTES)

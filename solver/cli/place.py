@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from solver.cli import place_types as types
 from solver.cli.files import check_out, write_out
 from solver.cli.plans import OUTPUT, Force, Json, NoProgress, Seed
 from solver.cli.slots import (
@@ -116,12 +117,11 @@ def place(
     weighted: Annotated[
         bool, typer.Option("--weighted", help="Split tokens unevenly over replicas.", rich_help_panel=HOW)
     ] = False,
-    traffic_tolerance: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE", help="Balance given up at most for less traffic between nodes.", rich_help_panel=HOW
-        ),
-    ] = None,
+    traffic_tolerance: types.Tolerance = None,
+    pairs: types.Pairs = None,
+    groups: types.Groups = 1,
+    top_groups: types.TopGroups = None,
+    pin_groups: types.PinGroups = False,
     tokens_per_step: Annotated[
         int | None,
         typer.Option(metavar="T", help="Say what balance is worth at so many tokens a step.", rich_help_panel=HOW),
@@ -131,6 +131,7 @@ def place(
     slot_tolerance: ToleranceOption = 0.002,
     expert_bytes: ExpertBytesOption = None,
     llm: LlmOption = None,
+    dtype: types.ExpertDtype = None,
     cluster: ClusterOption = None,
     redundant_slots: RedundantOption = None,
     whole_slots: WholeOption = False,
@@ -147,6 +148,9 @@ def place(
     dead: Annotated[
         str | None, typer.Option(metavar="RANK,...", help="Ranks that are lost.", rich_help_panel=CHANGE)
     ] = None,
+    move_bytes: types.MoveBytes = None,
+    receive_bytes: types.ReceiveBytes = None,
+    moves_for: types.MovesFor = None,
     time_limit: Annotated[
         float, typer.Option(metavar="SECONDS", help="Stop then, with the best placement.", rich_help_panel=HOW)
     ] = 30.0,
@@ -206,9 +210,8 @@ def place(
         raise SpecError(f"--format {form[:60]!r}: give one of {', '.join(MAP_FORMATS)}")
     check_page(report)
     given = given_windows(loads, weights, windows, experts)
-    words = SlotWords(
-        slots_per_rank, slot_curve, slot_tolerance, expert_bytes, llm, cluster, survives=survive != "nothing"
-    )
+    each = types.expert_bytes(expert_bytes, llm, dtype)
+    words = SlotWords(slots_per_rank, slot_curve, slot_tolerance, each, llm, cluster, survives=survive != "nothing")
     num_layers, num_experts = given[0].count_le.shape
     question = Placing(
         ranks=ranks,
@@ -225,11 +228,13 @@ def place(
         traffic_tolerance=traffic_tolerance,
         tokens_per_step=tokens_per_step,
         top_k=top_k,
+        topology=types.topology(types.coactivation(pairs, given, top_k), groups, top_groups, pin=pin_groups),
+        moving=types.moving((move_bytes, receive_bytes), each, moves_for),
     )
     options = replace(_options(time_limit, seed, workers), engine=one_engine(engine), address=address)
     spending = spending_of(redundant_slots, num_layers, ranks, whole=whole_slots)
-    served = words.served(tokens_per_step)
-    sweep = words.sweep(ranks, num_experts, served)
+    served = words.served(tokens_per_step, moves=question.moving.limits_bytes)
+    sweep = words.sweep(ranks, num_experts)
     try:
         if spending is not None:
             if sweep is not None:
@@ -237,8 +242,7 @@ def place(
             delivery = Delivery(out, form, report, force=force, as_json=as_json, silent=no_progress)
             raise typer.Exit(deliver_budget(question, given, spending, options, delivery))
         with watch_place(silent=no_progress) as told:
-            priced = served if cluster is not None else None
-            placed = api.place(given, question, replace(options, on_progress=told), sweep, priced)
+            placed = api.place(given, question, replace(options, on_progress=told), sweep, served)
     except NoPlacementError as proof:
         _infeasible(str(proof), as_json=as_json)
         raise typer.Exit(INFEASIBLE) from None

@@ -13,6 +13,7 @@ from solver.errors import PlanError, ReportError, SpecError
 if TYPE_CHECKING:
     from solver.expertmap import ExpertPlacement
     from solver.slotbudget import SlotBudget
+    from solver.specs.coactivation import CoActivation
     from solver.specs.windows import LoadWindow
     from solver.verify.expert_map import MapVerdict
 
@@ -20,7 +21,9 @@ NOT_PROVED = 4
 MAX_DOCUMENT_BYTES = 256 * 2**20
 
 
-def verify_map(text: str, where: str, loads: list[str], current: str | None, *, as_json: bool) -> None:
+def verify_map(
+    text: str, where: str, loads: list[str], current: str | None, pairs: str | None, *, as_json: bool
+) -> None:
     """Judge a placement document against its loads; exit code 4 when it is convicted."""
     import json
     from dataclasses import asdict
@@ -41,7 +44,8 @@ def verify_map(text: str, where: str, loads: list[str], current: str | None, *, 
     if isinstance(placed, SlotBudget):
         verdict = judge_budget(placed, given)
     else:
-        verdict = judge_placement(placed, given, None if current is None else read_map(current))
+        known = _coactivation_of(placed, pairs, given)
+        verdict = judge_placement(placed, given, None if current is None else read_map(current), known)
     if as_json:
         typer.echo(json.dumps({"ok": verdict.ok, "findings": [asdict(finding) for finding in verdict.findings]}))
     elif verdict.ok:
@@ -62,13 +66,22 @@ def _windows_of(placed: ExpertPlacement | SlotBudget, loads: list[str]) -> tuple
     return tuple(replace(window, weight=weights.get(window.name, window.weight)) for window in given)
 
 
+def _coactivation_of(placed: ExpertPlacement, pairs: str | None, given: tuple[LoadWindow, ...]) -> CoActivation | None:
+    """The co-activation that a document's traffic was counted by."""
+    from solver.cli.place_types import coactivation
+
+    return coactivation(pairs, given, 8 if placed.wires is None else placed.wires.top_k)
+
+
 def _convict(path: str, verdict: MapVerdict) -> None:
     """Refuse to report what the judge convicts."""
     if not verdict.ok:
         raise PlanError(f"{path} is not reported, because verify convicts it: {verdict.findings[0]}")
 
 
-def report_map(path: str, loads: list[str], current: str | None, out: str, *, force: bool) -> None:
+def report_map(
+    path: str, loads: list[str], current: str | None, out: str, *, pairs: str | None = None, force: bool
+) -> None:
     """A placement document as a page or Markdown; the judge looks at it first.
 
     Raises
@@ -99,6 +112,6 @@ def report_map(path: str, loads: list[str], current: str | None, out: str, *, fo
         return
     placed = ExpertPlacement.parse(text, path)
     given, before = _windows_of(placed, loads), None if current is None else read_map(current)
-    _convict(path, judge_placement(placed, given, before))
+    _convict(path, judge_placement(placed, given, before, _coactivation_of(placed, pairs, given)))
     text = placement_html(placed, given, before) if as_page else markdown(placement_document(placed, given, before))
     write_out(out, [text], force=force)

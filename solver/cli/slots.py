@@ -68,7 +68,7 @@ class SlotWords:
     slots_per_rank: str
     curve: str | None
     tolerance: float
-    expert_bytes: str | None
+    expert_bytes: int | None
     llm: str | None
     cluster: str | None
     survives: bool
@@ -86,7 +86,7 @@ class SlotWords:
         slots = whole_numbers(self.slots_per_rank, "--slots-per-rank")
         return slots * max(ranks, 1) if len(slots) == 1 else slots
 
-    def sweep(self, ranks: int, experts: int, served: Problem | None) -> SlotSweep | None:
+    def sweep(self, ranks: int, experts: int) -> SlotSweep | None:
         """The slots per rank to compare; None when only one number is asked about."""
         from solver.specs.slots import SlotSweep
 
@@ -97,14 +97,14 @@ class SlotWords:
             numbers = tuple(range(least, min(least + MORE_SLOTS, experts) + 1))
         else:
             numbers = tuple(sorted(set(ranges(self.curve, "--slot-curve"))))
-        return SlotSweep(numbers, self.tolerance, self._bytes(served), self.is_auto)
+        return SlotSweep(numbers, self.tolerance, self.expert_bytes, self.is_auto)
 
     def _least(self, ranks: int, experts: int) -> int:
         """Fewest slots per rank that hold what they must."""
         return max(1, -(-experts * (2 if self.survives else 1) // max(1, ranks)))
 
-    def served(self, tokens_per_step: int | None) -> Problem | None:
-        """LLM and cluster, where an LLM is named.
+    def served(self, tokens_per_step: int | None, *, moves: bool) -> Problem | None:
+        """LLM and cluster, where both are named; `moves` says that an update wants the bytes of an expert.
 
         Raises
         ------
@@ -117,23 +117,13 @@ class SlotWords:
             return None
         if self.cluster is not None and tokens_per_step is None:
             raise SpecError("--cluster prices a layer at a step's real size; give --tokens-per-step")
-        if self.cluster is None and self.curve is None and not self.is_auto:
+        if self.cluster is None and self.curve is None and not self.is_auto and not moves:
             raise SpecError("--llm gives the memory of a --slot-curve, with --cluster the time of a layer; give one")
         from solver.ask import Ask
 
-        words = {"llm": self.llm} | ({} if self.cluster is None else {"cluster": self.cluster})
-        return Ask.read(words, "options").problem()
-
-    def _bytes(self, served: Problem | None) -> int | None:
-        """Weights of one expert."""
-        from solver.specs.dtypes import num_bytes
-        from solver.units import parse_bytes
-
-        if self.expert_bytes is not None:
-            return parse_bytes(self.expert_bytes)
-        if served is None or served.llm.moe is None:
-            return None
-        return round(served.llm.expert_parameters * num_bytes(served.llm.dtypes.experts))
+        return (
+            None if self.cluster is None else Ask.read({"llm": self.llm, "cluster": self.cluster}, "options").problem()
+        )
 
 
 def whole_numbers(text: str, option: str) -> tuple[int, ...]:

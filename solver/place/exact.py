@@ -24,12 +24,23 @@ MAX_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
+class Pins:
+    """Groups of experts that stay on one node each, equally many on every node."""
+
+    group_e: Ints
+    node_r: Ints
+
+
+@dataclass(frozen=True)
 class Rules:
-    """What a placement of one layer must keep: moves counted from `home_re` (absent: free)."""
+    """What a placement of one layer must keep: moves counted from `home_re` (absent: free), groups pinned to nodes."""
 
     shelf: Shelf
     home_re: Bools | None = None
     max_moves: int = 0
+    receive_r: Ints | None = None
+    """Most replicas that a rank may load."""
+    pins: Pins | None = None
 
     @property
     def least(self) -> int:
@@ -80,8 +91,14 @@ class Model:
                 for e in range(experts):
                     model.add_at_least_one(self.x_re[r][e] for r in outside)
         if rules.home_re is not None:
-            new = [self.x_re[r][e] for r in range(self.ranks) for e in range(experts) if not rules.home_re[r, e]]
-            model.add(sum(new) <= rules.max_moves)
+            new_r = [[self.x_re[r][e] for e in range(experts) if not rules.home_re[r, e]] for r in range(self.ranks)]
+            self.moves = sum(x for new in new_r for x in new)
+            model.add(self.moves <= rules.max_moves)
+            if rules.receive_r is not None:
+                for new, most_new in zip(new_r, rules.receive_r, strict=True):
+                    model.add(sum(new) <= int(most_new))
+        if rules.pins is not None:
+            self._pin(rules.pins)
         self.top_k = [model.new_int_var(0, UNITS * self.ranks, f"top_{k}") for k in range(len(load_ke))]
         for k, load_e in enumerate(load_ke):
             for r in range(self.ranks):
@@ -89,6 +106,18 @@ class Model:
                     -(-round(load_e[e] * UNITS) // c) * part for e in range(experts) for c, part in self.z_rec[r][e]
                 ]
                 model.add(sum(terms) <= self.top_k[k])
+
+    def _pin(self, pins: Pins) -> None:
+        """Every group has one node, every node equally many groups, and ranks hold experts of their node's groups."""
+        groups, nodes = int(pins.group_e.max()) + 1, int(pins.node_r.max()) + 1
+        on_gn = [[self.model.new_bool_var(f"on_{g}_{n}") for n in range(nodes)] for g in range(groups)]
+        for on_n in on_gn:
+            self.model.add_exactly_one(on_n)
+        for node in range(nodes):
+            self.model.add(sum(on_n[node] for on_n in on_gn) == groups // nodes)
+        for rank, row in enumerate(self.x_re):
+            for expert, x in enumerate(row):
+                self.model.add_implication(x, on_gn[int(pins.group_e[expert])][int(pins.node_r[rank])])
 
     def hint(self, slot_n: Ints) -> None:
         """Start from a placement."""
@@ -140,24 +169,3 @@ def whole_weights(weight_k: Floats) -> int:
         if np.abs(weight_k * parts - np.round(weight_k * parts)).max() < 1e-9:
             return parts
     return WEIGHTS
-
-
-def least_traffic(load_ke: Floats, slot_n: Ints, rules: Rules, node_r: Ints, limit_k: Floats, seconds: float) -> Solved:
-    """Least share of token copies that leave their node, with every window's busiest rank within its limit."""
-    model = Model(load_ke, rules)
-    weight_e = load_ke.mean(axis=0) / load_ke.mean(axis=0).sum()
-    nodes = int(node_r.max()) + 1
-    slack = int(rules.shelf.slots_r.max())
-    for top, limit in zip(model.top_k, limit_k, strict=True):
-        model.model.add(top <= int(limit * UNITS) + slack)
-    stays = []
-    for e in range(model.experts):
-        for node in range(nodes):
-            here = model.model.new_bool_var(f"here_{e}_{node}")
-            model.model.add_bool_or([*(model.x_re[r][e] for r in np.flatnonzero(node_r == node)), here.negated()])
-            stays.append(round(float(weight_e[e]) * UNITS / nodes) * here)
-    model.model.minimize(UNITS - sum(stays))
-    model.hint(slot_n)
-    status, slots, bound = model.solve(seconds)
-    proved = (bound - len(stays)) / UNITS
-    return Solved(slot_n if slots is None else slots, proved if status != "UNKNOWN" else float("-inf"))

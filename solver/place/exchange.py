@@ -33,6 +33,8 @@ class Search:
     home_lre: Bools | None = None
     """Replicas that are there already; with it, `budget_l` bounds the others (moves) of a layer."""
     budget_l: Ints | None = None
+    receive_lr: Ints | None = None
+    """Most replicas that a rank may load, beside the budget of its layer."""
 
     def __post_init__(self) -> None:
         self.rank_n, self.start_r, self.size_r = self.shelf.rank_n, self.shelf.start_r, self.shelf.slots_r
@@ -133,7 +135,19 @@ class Search:
         # A replica that leaves its home becomes a move, one that comes home stops being one.
         added = i_home.astype(np.int64)[:, :, None] - i_there + (j_home.astype(np.int64) - j_there)[:, None, :]
         result: Bools = self.moves_l[layers][:, None, None] + added > self.budget_l[layers][:, None, None]
+        if self.receive_lr is not None:
+            room = self._room(layers)
+            comes_a = i_home.astype(np.int64)[:, :, None] - j_there[:, None, :]
+            comes_b = j_home.astype(np.int64)[:, None, :] - i_there
+            result |= (comes_a > room[at, rank_a][:, None, None]) | (comes_b > room[:, self.rank_n][:, None, :])
         return result
+
+    def _room(self, layers: Ints) -> Ints:
+        """Replicas that every rank may still load."""
+        assert self.home_lre is not None
+        assert self.receive_lr is not None
+        room: Ints = self.receive_lr[layers] - (self.held_lre[layers] & ~self.home_lre[layers]).sum(axis=2)
+        return room
 
     def _in_domain(self, layers: Ints) -> Ints:
         """Replicas of every expert in every domain, ``[layers, domains, experts]``."""
@@ -215,6 +229,8 @@ class Search:
             leaves = home[at[:, None], rank, np.take_along_axis(slot, chosen, 1)].astype(np.int64)
             added = leaves[:, :, None] - home[at[:, None], rank]
             illegal |= self.moves_l[layers][:, None, None] + added > self.budget_l[layers][:, None, None]
+            if self.receive_lr is not None:
+                illegal |= added > self._room(layers)[at[:, None], rank][:, :, None]
         change[illegal] = NEVER
         flat = change.reshape(len(layers), -1)
         best = flat.argmin(axis=1)

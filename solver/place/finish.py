@@ -49,10 +49,10 @@ def place_parallel(load_le: Floats, shelf: Shelf, effort: Effort) -> Found:
     seconds = effort.deadline - time.monotonic()
     if alone or len(open_l) < 2 or seconds < FIRST_SECONDS:
         return found
-    parts = _deal(open_l, effort.workers)
+    parts = deal(open_l, effort.workers)
     efforts = [_share(effort, seconds, at) for at in range(len(parts))]
     jobs = [_static_job(load_le[part], shelf, own) for part, own in zip(parts, efforts, strict=True)]
-    results = _run(jobs, effort.engine)
+    results = spread(jobs, effort.engine)
     for part, other in zip(parts, results, strict=True):
         better = other.busiest_l < found.busiest_l[part]
         found.slot_ln[part[better]] = other.slot_ln[better]
@@ -68,10 +68,10 @@ def robust_parallel(load_lke: Floats, shelf: Shelf, aim: Aim, effort: Effort) ->
         effort = replace(effort, seconds=min(effort.seconds, SMALL_SECONDS), workers=1)
     if effort.workers == 1 or layers < 2:
         return place_robust(load_lke, shelf, aim, effort)
-    parts = _deal(np.arange(layers), effort.workers)
+    parts = deal(np.arange(layers), effort.workers)
     seconds = effort.deadline - time.monotonic()
     jobs = [_robust_job(load_lke[part], shelf, aim, _share(effort, seconds, at)) for at, part in enumerate(parts)]
-    results = _run(jobs, effort.engine)
+    results = spread(jobs, effort.engine)
     order = np.argsort(np.concatenate(parts))
     return RobustFound(
         np.concatenate([found.slot_ln for found in results])[order],
@@ -81,7 +81,8 @@ def robust_parallel(load_lke: Floats, shelf: Shelf, aim: Aim, effort: Effort) ->
     )
 
 
-def _deal(layers: Ints, workers: int) -> list[Ints]:
+def deal(layers: Ints, workers: int) -> list[Ints]:
+    """Layers of every process."""
     return [part for part in (layers[start::workers] for start in range(workers)) if len(part)]
 
 
@@ -99,11 +100,11 @@ def _robust_job(load_lke: Floats, shelf: Shelf, aim: Aim, effort: Effort) -> par
     return partial(place_robust, load_lke, shelf, aim, effort)
 
 
-def _run(jobs: list[partial[T]], engine: Engine | None) -> list[T]:
+def spread(jobs: list[partial[T]], engine: Engine | None) -> list[T]:
     """Results of the jobs: on the engine; or the first one in this process, the others in forks of it, if there are."""
     if engine is not None:
-        return _spread(jobs, engine)
-    if "fork" not in multiprocessing.get_all_start_methods():
+        return _on_engine(jobs, engine)
+    if len(jobs) == 1 or "fork" not in multiprocessing.get_all_start_methods():
         return [job() for job in jobs]
     with ProcessPoolExecutor(len(jobs) - 1 or 1, mp_context=multiprocessing.get_context("fork")) as pool:
         others = [pool.submit(job) for job in jobs[1:]]
@@ -111,7 +112,7 @@ def _run(jobs: list[partial[T]], engine: Engine | None) -> list[T]:
         return [first, *(other.result() for other in others)]
 
 
-def _spread(jobs: list[partial[T]], engine: Engine) -> list[T]:
+def _on_engine(jobs: list[partial[T]], engine: Engine) -> list[T]:
     """Results from an engine; a job whose process is lost is done here.
 
     Raises

@@ -18,14 +18,27 @@ from solver.place.state import Bools, Floats, Ints, Shelf, counts_of
 from solver.place.static import Effort, busiest
 
 
-def migrate(load_le: Floats, current_ln: Ints, start_ln: Ints, shelf: Shelf, moves_l: Ints, effort: Effort) -> Ints:
-    """Best placement found within `moves_l` moves of every layer from the current one, searched from `start_ln`."""
-    home = home_lre(current_ln, shelf, load_le.shape[1])
-    mean_l = load_le.sum(axis=1) / shelf.num_ranks
-    goal_l = mean_l * (1 + effort.gap)
+@dataclass(frozen=True)
+class Budget:
+    """What an update may load: moves of a layer from `current_ln`, replicas onto a rank; and when it is good."""
+
+    current_ln: Ints
+    moves_l: Ints
+    receive_lr: Ints | None = None
+    goal_l: Floats | None = None
+    """Busiest rank's load at which the search ends; absent: the mean."""
+
+
+def migrate(load_le: Floats, start_ln: Ints, shelf: Shelf, budget: Budget, effort: Effort) -> Ints:
+    """Best placement found within the budget of every layer, searched from `start_ln`, which is within it."""
+    home = home_lre(budget.current_ln, shelf, load_le.shape[1])
+    moves_l = budget.moves_l
+    goal_l = load_le.sum(axis=1) / shelf.num_ranks * (1 + effort.gap)
+    if budget.goal_l is not None:
+        goal_l = np.maximum(goal_l, budget.goal_l)
     least = 2 if shelf.spread else 1
     rng = np.random.default_rng(effort.seed)
-    search = Search(shelf, load_le, start_ln.copy(), goal_l.copy(), least, home, moves_l)
+    search = Search(shelf, load_le, start_ln.copy(), goal_l.copy(), least, home, moves_l, budget.receive_lr)
     best_ln, best_l = search.slot_ln.copy(), search.rank_load_lr.max(axis=1)
     if not moves_l.any():
         return best_ln
@@ -165,7 +178,8 @@ def stages(load_le: Floats, current_ln: Ints, shelf: Shelf, moves: Sequence[int]
     share = effort.seconds / max(1, len(moves))
     for number in moves:
         moves_l = np.full(len(load_le), number, dtype=np.int64)
-        start = migrate(load_le, current_ln, start, shelf, moves_l, replace(effort, seconds=share, begun=monotonic()))
+        budget = Budget(current_ln, moves_l)
+        start = migrate(load_le, start, shelf, budget, replace(effort, seconds=share, begun=monotonic()))
         top = busiest(load_le, start, shelf)
         found.append(Stage(number, start, top, np.minimum(moves_bound_l(load_le, current_ln, shelf, number), top)))
     return tuple(found)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solver.errors import NoPlacementError
+from solver.errors import NoPlacementError, SpecError
 from solver.place.state import Floats, Ints, Shelf
 from solver.specs.placing import Placing
 
@@ -58,17 +58,23 @@ def require_feasible(num_experts: int, shelf: Shelf, placing: Placing) -> None:
         )
 
 
-def refill(load_le: Floats, before_ln: Ints, shelf: Shelf) -> tuple[Ints, Fewest]:
+def refill(load_le: Floats, before_ln: Ints, shelf: Shelf, room_r: Ints | None = None) -> tuple[Ints, Fewest]:
     """The current placement with every lost expert loaded again, and the fewest moves that any repair needs.
 
     A lost expert takes an empty slot, or one of an expert that has another replica: the one whose rank and siblings
-    suffer least.
+    suffer least. `room_r` are the replicas that every rank may load over all layers; it is used up.
     """
     slot_ln = before_ln.copy()
     fewest = np.zeros(len(before_ln), dtype=np.int64)
     for layer, row in enumerate(slot_ln):
         fewest[layer] = _fewest(row, load_le.shape[1], shelf)
-        _refill(row, load_le[layer], shelf)
+    if room_r is not None and int(fewest.sum()) > int(room_r.sum()):
+        raise NoPlacementError(
+            f"no placement exists: the repair loads at least {int(fewest.sum())} experts, but the ranks may receive "
+            f"{int(room_r.sum())} together; allow more with --receive-bytes"
+        )
+    for row, load_e in zip(slot_ln, load_le, strict=True):
+        _refill(row, load_e, shelf, room_r)
     return slot_ln, Fewest(fewest)
 
 
@@ -83,7 +89,7 @@ def _fewest(row_n: Ints, experts: int, shelf: Shelf) -> int:
     return max(missing, int((row_n < 0).sum()))
 
 
-def _refill(row_n: Ints, load_e: Floats, shelf: Shelf) -> None:
+def _refill(row_n: Ints, load_e: Floats, shelf: Shelf, room_r: Ints | None) -> None:
     rank_n, experts = shelf.rank_n, len(load_e)
     domain_n = shelf.domain_r[rank_n]
     copies = 2 if shelf.spread else 1
@@ -104,6 +110,8 @@ def _refill(row_n: Ints, load_e: Floats, shelf: Shelf) -> None:
         best, best_cost = -1, np.inf
         for slot in range(len(row_n)):
             rank, old = int(rank_n[slot]), int(row_n[slot])
+            if room_r is not None and room_r[rank] <= 0:
+                continue
             if (row_n[rank_n == rank] == expert).any() or (copies == 2 and int(domain_n[slot]) in held[expert]):
                 continue
             if old >= 0 and (len(empty) or not _spare(row_n, slot, domain_n, copies)):
@@ -112,12 +120,19 @@ def _refill(row_n: Ints, load_e: Floats, shelf: Shelf) -> None:
             cost = load[rank] + load_e[expert] / (count[expert] + 1) - (share[old] if old >= 0 else 0.0) + rise
             if cost < best_cost:
                 best, best_cost = slot, cost
+        if best < 0 and room_r is not None:
+            raise SpecError(
+                f"no repair was found with what the ranks may receive (that is no proof that none exists): expert "
+                f"{expert} found no slot; allow more with --receive-bytes"
+            )
         if best < 0:
             raise NoPlacementError(
                 f"no repair was found: expert {expert} cannot be loaded without losing another one; place anew "
                 "without --current"
             )
         row_n[best] = expert
+        if room_r is not None:
+            room_r[rank_n[best]] -= 1
 
 
 def _spare(row_n: Ints, slot: int, domain_n: Ints, copies: int) -> bool:

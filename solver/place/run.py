@@ -6,7 +6,7 @@ Shape suffixes: L layers, K windows, E logical experts, N slots.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,23 +14,27 @@ from solver.expertmap import CurvePoint, ExpertPlacement, Move, PlacedLayer, Win
 from solver.place import clock
 from solver.place.advice import advise
 from solver.place.bounds import binding_of, layer_bound
-from solver.place.exact import Rules, is_small, least_load, least_traffic
-from solver.place.finish import SMALL_SECONDS, place_parallel, robust_parallel
-from solver.place.migrate import Stage, home_lre, migrate, ordered_moves, stages, stay_in_place
-from solver.place.repair import Fewest, refill, require_feasible
+from solver.place.changes import Change, change, moved_bytes, with_goals
+from solver.place.exact import Pins, Rules, is_small, least_load
+from solver.place.finish import place_parallel, robust_parallel
+from solver.place.groups import pinned_instead, pins_of, place_pinned, require_slots
+from solver.place.migrate import home_lre, ordered_moves, stages, stay_in_place
+from solver.place.repair import refill, require_feasible
 from solver.place.robust import Aim
 from solver.place.split import best_split, split_busiest_lk
 from solver.place.state import Floats, Ints, Shelf, State
 from solver.place.static import Effort, busiest
-from solver.place.traffic import lower_traffic, traffic_bound_l, traffic_l
+from solver.place.topology import Ground, reroute_parallel, wires, with_levels
+from solver.place.traffic import traffic_bound_l, traffic_l
+from solver.place.updates import Judged
 from solver.place.worth import LayerTime, balance_worth, timed, worth_said
 from solver.specs.placing import Placing
 from solver.specs.windows import LoadWindow
 
 OPTIMAL_GAP = 1e-6
 """Relative gap below which a layer is called OPTIMAL: proofs round to billionths of a layer's load."""
-TRAFFIC_SECONDS = 2.0
-"""Time of CP-SAT for the traffic of one small layer."""
+PLACE_SHARE = 0.4
+"""Share of the search's time before traffic is lowered, where that is asked for."""
 SEARCH_SHARE = 0.9
 """Share of the time limit for the searches; linear programs, judge and document take the rest."""
 HELD_OUT_SHARE = 0.5
@@ -69,6 +73,7 @@ class Task:
             None if units is None else _renumber([units[rank] for rank in alive]),
         )
         require_feasible(load_lke.shape[2], shelf, placing)
+        placing.topology.require_pins(placing.nodes, placing.racks, placing.survive)
         weight_k = np.array([window.weight for window in windows])
         aim = Aim(weight_k / weight_k.sum(), placing.aim.split()[0], placing.quantile)
         return Task(placing, windows, load_lke, shelf, aim, effort)
@@ -86,6 +91,23 @@ class Task:
         mixture: Floats = np.average(self.load_lke, axis=1, weights=self.aim.weight_k)
         return mixture
 
+    @property
+    def judged(self) -> Judged:
+        """What the objective depends on beside the placement."""
+        return Judged(self.load_lke, self.aim, self.shelf)
+
+    @property
+    def ground(self) -> Ground:
+        """What the traffic depends on beside the placement."""
+        return Ground.of(self.placing, self.load_lke, self.mean_le, self.shelf)
+
+    @property
+    def pins(self) -> Pins | None:
+        """Groups that must stay on one node."""
+        if not self.placing.topology.pin_groups:
+            return None
+        return pins_of(self.load_lke.shape[2], self.placing.topology.groups, _nodes(self))
+
 
 def _renumber(values: list[int]) -> tuple[int, ...]:
     order = {value: at for at, value in enumerate(sorted(set(values)))}
@@ -94,14 +116,16 @@ def _renumber(values: list[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Placed:
-    """Slots of the living ranks, the objective's bound per layer, the split, and the least number of moves."""
+    """Slots of the living ranks, the objective's bound per layer, the split, the update, and the traffic lowered."""
 
     slot_ln: Ints
     bound_l: Floats
     share_ln: Floats | None = None
-    fewest: Fewest | None = None
-    stages: tuple[Stage, ...] = ()
-    """Placements of the curve, of which this one is the one with the allowed moves."""
+    change: Change | None = None
+    plain_l: Floats | None = None
+    """Objective before the traffic was lowered."""
+    traffic: dict[int, tuple[float | None, ...]] = field(default_factory=dict)
+    """Proved bounds of the traffic of a layer's levels."""
 
 
 def run_place(
@@ -118,7 +142,7 @@ def run_place(
     """
     task = Task.of(placing, windows, replace(effort, seconds=SEARCH_SHARE * effort.seconds))
     effort = task.effort
-    held_out = len(windows) > 1 and placing.current is None
+    held_out = len(windows) > 1 and placing.current is None and task.pins is None
     main = replace(effort, seconds=effort.seconds * (1 - HELD_OUT_SHARE)) if held_out else effort
     effort.enter("placing", len(task.load_lke))
     placed = _place(replace(task, effort=main))
@@ -128,23 +152,32 @@ def run_place(
 
 def _place(task: Task) -> Placed:
     """The placement: from scratch or from the current one, then traffic, then the split."""
-    placing = task.placing
-    if placing.current is not None:
-        placed = _from_current(task)
-    elif len(task.windows) == 1:
-        found = place_parallel(task.load_lke[:, 0], task.shelf, task.effort)
-        placed = Placed(found.slot_ln, found.bound_l)
-    else:
-        robust = robust_parallel(task.load_lke, task.shelf, task.aim, task.effort)
-        placed = Placed(robust.slot_ln, robust.bound_l)
+    placing, effort = task.placing, task.effort
+    lowers = placing.traffic_tolerance is not None and bool(task.ground.levels)
+    if lowers:
+        task = replace(task, effort=replace(effort, seconds=PLACE_SHARE * effort.seconds))
+    placed = _from_current(task) if placing.current is not None else _anew(task)
     if is_small(task.load_lke.shape[2], task.shelf) and task.aim.name != "quantile":
         placed = _close(task, placed)
-    if placing.traffic_tolerance is not None and placing.nodes > 1:
-        placed = replace(placed, slot_ln=_less_traffic(task, placed.slot_ln))
+    if lowers:
+        placed = _less_traffic(task, placed, effort.deadline)
     if not placing.weighted:
         return placed
     split = best_split(task.load_lke, placed.slot_ln, task.shelf, task.aim)
     return replace(placed, share_ln=split.share_ln, bound_l=_mean_bound_l(task))
+
+
+def _anew(task: Task) -> Placed:
+    """A placement from scratch."""
+    if task.pins is not None:
+        require_slots(task.pins, task.shelf)
+        pinned = place_pinned(task.load_lke, task.shelf, task.pins, task.aim, task.effort)
+        return Placed(pinned.slot_ln, np.maximum(pinned.bound_l, place_bound_l(task)))
+    if len(task.windows) == 1:
+        found = place_parallel(task.load_lke[:, 0], task.shelf, task.effort)
+        return Placed(found.slot_ln, found.bound_l)
+    robust = robust_parallel(task.load_lke, task.shelf, task.aim, task.effort)
+    return Placed(robust.slot_ln, robust.bound_l)
 
 
 def _close(task: Task, placed: Placed) -> Placed:
@@ -158,41 +191,36 @@ def _close(task: Task, placed: Placed) -> Placed:
         if clock.stopped():
             break
         left = (task.effort.deadline - time.monotonic()) / (len(open_l) - at)
-        rules = _rules(task, int(layer), placed.fewest)
+        rules = _rules(task, int(layer), placed.change)
         solved = least_load(load_lke[layer], slot_ln[layer], rules, task.aim, left)
         part = State(shelf, load_lke[[layer]], np.zeros_like(task.mean_le[[layer]]), solved.slot_n[None])
         value = float(task.aim.value_l(part.rank_load_lkr().max(axis=2))[0])
         if value <= value_l[layer]:
             slot_ln[layer], value_l[layer] = solved.slot_n, value
-        bound_l[layer] = min(max(bound_l[layer], solved.bound), value_l[layer])
+        if placed.change is None or not placed.change.joint:
+            bound_l[layer] = min(max(bound_l[layer], solved.bound), value_l[layer])
     if task.placing.current is not None:
         slot_ln = stay_in_place(np.array(task.placing.current)[:, task.slots], slot_ln, shelf)
     return replace(placed, slot_ln=slot_ln, bound_l=bound_l)
 
 
-def _rules(task: Task, layer: int, fewest: Fewest | None) -> Rules:
+def _rules(task: Task, layer: int, update: Change | None) -> Rules:
     """Rules of one layer for CP-SAT."""
-    if task.placing.current is None:
-        return Rules(task.shelf)
-    before = np.array(task.placing.current)[:, task.slots]
-    home = home_lre(before, task.shelf, task.load_lke.shape[2])[layer]
-    return Rules(task.shelf, home, int(_allowed_l(task, fewest)[layer]))
+    return Rules(task.shelf, pins=task.pins) if update is None else update.rules(task.judged, layer)
 
 
-def _less_traffic(task: Task, slot_ln: Ints) -> Ints:
-    """The traffic lowered within the tolerance: by swaps, and by CP-SAT where the layers are small."""
+def _less_traffic(task: Task, placed: Placed, deadline: float) -> Placed:
+    """The traffic lowered within the tolerance."""
     tolerance = task.placing.traffic_tolerance or 0.0
-    node_r, shelf, load_lke = _nodes(task), task.shelf, task.load_lke
-    lowered = lower_traffic(load_lke, slot_ln, shelf, node_r, tolerance)
-    if not is_small(load_lke.shape[2], shelf) or task.placing.current is not None:
-        return lowered
-    state = State(shelf, load_lke, np.zeros_like(task.mean_le), slot_ln)
-    limit_lk = state.rank_load_lkr().max(axis=2) * (1 + tolerance)
-    for layer in range(len(lowered)):
-        hint, limit_k = lowered[layer], limit_lk[layer]
-        solved = least_traffic(load_lke[layer], hint, Rules(shelf), node_r, limit_k, TRAFFIC_SECONDS)
-        lowered[layer] = solved.slot_n
-    return lowered
+    plain_l = task.judged.value_l(placed.slot_ln)
+    rules = [_rules(task, layer, placed.change) for layer in range(len(plain_l))]
+    seconds = max(0.0, deadline - time.monotonic())
+    effort = replace(task.effort, seconds=seconds, begun=time.monotonic())
+    lowered = reroute_parallel(task.ground, placed.slot_ln, tolerance, rules, effort)
+    slot_ln = lowered.slot_ln
+    if task.placing.current is not None:
+        slot_ln = stay_in_place(np.array(task.placing.current)[:, task.slots], slot_ln, task.shelf)
+    return replace(placed, slot_ln=slot_ln, plain_l=plain_l, traffic=lowered.bounds)
 
 
 def _mean_bound_l(task: Task) -> Floats:
@@ -203,40 +231,25 @@ def _mean_bound_l(task: Task) -> Floats:
 
 
 def _nodes(task: Task) -> Ints:
+    """Node of every living rank, numbered without gaps."""
     domain = task.placing.domain_of_rank
-    return np.array([domain[rank] for rank in task.placing.alive])
+    return np.array(_renumber([domain[rank] for rank in task.placing.alive]))
 
 
 def _from_current(task: Task) -> Placed:
     """Repair what a loss took, then improve within the allowed moves."""
-    assert task.placing.current is not None
     before = np.array(task.placing.current)[:, task.slots]
-    start, fewest = refill(task.mean_le, before, task.shelf)
-    repaired = stay_in_place(before, start, task.shelf)
-    if task.placing.max_moves is not None:
-        fewest.require(task.placing.max_moves)
-    effort = task.effort
-    if is_small(task.load_lke.shape[2], task.shelf):
-        effort = replace(effort, seconds=min(effort.seconds, SMALL_SECONDS))
-    allowed_l = _allowed_l(task, fewest)
-    curve: tuple[Stage, ...] = ()
-    if task.placing.curve and not task.placing.dead:
-        numbers = sorted({*task.placing.curve, int(allowed_l[0])})
-        curve = stages(task.mean_le, before, task.shelf, numbers, effort)
-        slot_ln = next(stage.slot_ln for stage in curve if stage.moves == allowed_l[0])
-    else:
-        slot_ln = migrate(task.mean_le, before, repaired, task.shelf, allowed_l, effort)
-    return Placed(stay_in_place(before, slot_ln, task.shelf), place_bound_l(task), fewest=fewest, stages=curve)
 
+    def anew() -> Floats:
+        half = replace(task, effort=replace(task.effort, seconds=task.effort.seconds / 2))
+        scratch = _anew(half)
+        free = replace(half, placing=replace(task.placing, current=None))
+        if is_small(task.load_lke.shape[2], task.shelf):
+            scratch = _close(free, scratch)
+        return task.judged.value_l(scratch.slot_ln)
 
-def _allowed_l(task: Task, fewest: Fewest | None) -> Ints:
-    """Most moves of every layer: as asked; after a loss the fewest that repair it; else as many as there are slots."""
-    layers = len(task.load_lke)
-    if task.placing.max_moves is not None:
-        return np.full(layers, task.placing.max_moves, dtype=np.int64)
-    if task.placing.dead and fewest is not None:
-        return fewest.moves_l
-    return np.full(layers, task.shelf.num_slots, dtype=np.int64)
+    update = change(task.placing, task.judged, before, anew, task.effort)
+    return Placed(update.slot_ln, place_bound_l(task), change=update)
 
 
 def place_bound_l(task: Task) -> Floats:
@@ -299,6 +312,8 @@ def _document(task: Task, placed: Placed, held: dict[int, HeldOut], time_ns: Lay
     bound_l = np.minimum(placed.bound_l, objective_l)
     balance_lk = 1 / busiest_lk
     layers = _layers(task, slot_ln, (objective_l, bound_l, balance_lk @ task.aim.weight_k), scale_l)
+    layers = with_levels(task.ground, slot_ln, placed.traffic, layers)
+    layers = with_goals(layers, placed.change, placed.plain_l, scale_l)
     full = np.full((len(slot_ln), sum(placing.slots_of_rank)), -1, dtype=np.int64)
     full[:, task.slots] = slot_ln
     split = None
@@ -306,6 +321,7 @@ def _document(task: Task, placed: Placed, held: dict[int, HeldOut], time_ns: Lay
         shares = np.zeros(full.shape)
         shares[:, task.slots] = share_ln
         split = tuple(tuple(row) for row in shares.tolist())
+    moves = _moves(task, full)
     reports = tuple(
         WindowReport(
             name=window.name, weight=window.weight, balancedness=float(balance_lk[:, k].mean()),
@@ -332,8 +348,12 @@ def _document(task: Task, placed: Placed, held: dict[int, HeldOut], time_ns: Lay
         layers=layers,
         windows=reports,
         max_moves=placing.max_moves,
-        fewest_moves=None if placed.fewest is None or not placing.dead else int(placed.fewest.moves_l.sum()),
-        moves=_moves(task, full),
+        fewest_moves=int(placed.change.fewest.moves_l.sum()) if placed.change is not None and placing.dead else None,
+        moves=moves,
+        moved_bytes=None if moves is None else moved_bytes(placing.moving, [move.rank for move in moves]),
+        moves_for=placing.moving.asked,
+        wires=wires(placing, task.ground),
+        grouping=pinned_instead(placing, task.ground, task.aim, task.effort),
         curve=_curve(task, placed) if placing.curve else None,
         seed=task.effort.seed,
         wall_s=time.monotonic() - task.effort.begun,
@@ -403,7 +423,7 @@ def _curve(task: Task, placed: Placed) -> tuple[CurvePoint, ...]:
     """Balance against moves, on the mixture of the windows; after a loss, moves beyond those of the repair."""
     before = np.array(task.placing.current)[:, task.slots]
     numbers = sorted(set(task.placing.curve))
-    points = placed.stages
+    points = () if placed.change is None else placed.change.stages
     if not points:
         before, _ = refill(task.mean_le, before, task.shelf)
         points = stages(task.mean_le, before, task.shelf, numbers, replace(task.effort, begun=time.monotonic()))

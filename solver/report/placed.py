@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from solver.expertmap import ExpertPlacement, SlotCurve
+from solver.report.placed_traffic import show_traffic, show_update
 from solver.report.terminal import STYLE_OF_STATUS, bar, bullets, grid, headed, heading
 from solver.specs.windows import LoadWindow
 from solver.units import short_bytes, short_ns
@@ -49,6 +50,8 @@ def show_placed(
         for point in placed.curve:
             table.add_row("", str(point.moves), f"{point.balancedness:.5f}", f"{point.bound:.5f}")
         console.print(table)
+    show_traffic(console, placed)
+    show_update(console, placed)
     if placed.advice:
         heading(console, "What to make of it")
         bullets(console, placed.advice)

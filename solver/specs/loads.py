@@ -10,6 +10,7 @@ import io
 import math
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -78,7 +79,7 @@ def read_table(path: str | Path) -> Counts:
     elif suffix == ".json":
         values = _read_json(file, where)
     elif suffix in (".npy", ".npz"):
-        values = _read_numpy(file, where, archive=suffix == ".npz")
+        values = read_numpy(file, KEYS)
     else:
         raise SpecError(f"expert loads {where!r} must be a file that ends with one of {', '.join(SUFFIXES)}")
     return read_array(values, where)
@@ -143,17 +144,23 @@ def _rectangle(rows: list[list[float]], where: str) -> Array:
     return np.array(rows, dtype=np.float64).reshape(len(rows), max(widths, default=0))
 
 
-def _read_numpy(file: Path, where: str, *, archive: bool) -> Array:
-    """The array of a NumPy file, read only after its header was found harmless."""
-    content = io.BytesIO(read_bytes(file, MAX_LOAD_FILE_BYTES))
-    if not archive:
+def read_numpy(file: Path, keys: Sequence[str]) -> Array:
+    """The array of a ``.npy`` file, or the first of `keys` in an ``.npz``, read after its header was found harmless.
+
+    Raises
+    ------
+    SpecError
+        Missing, malformed, too large, no array of numbers, or no such key.
+    """
+    where, content = str(file), io.BytesIO(read_bytes(file, MAX_LOAD_FILE_BYTES))
+    if file.suffix.lower() != ".npz":
         return _read_array(content, where)
     try:
         with zipfile.ZipFile(content) as members:
             present = members.namelist()
-            key = next((key for key in KEYS if f"{key}.npy" in present), None)
+            key = next((key for key in keys if f"{key}.npy" in present), None)
             if key is None:
-                raise SpecError(f"{where}: the archive needs the array {' or '.join(KEYS)}, it has {shown(present)}")
+                raise SpecError(f"{where}: the archive needs the array {' or '.join(keys)}, it has {shown(present)}")
             with members.open(f"{key}.npy") as member:
                 return _read_array(member, where)
     except SpecError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from solver.errors import SpecError
+from solver.specs.moving import Moving
+from solver.specs.topology import Topology
 from solver.specs.windows import LoadWindow
 
 Survive = Literal["nothing", "rank", "node", "rack"]
@@ -28,7 +30,9 @@ class Placing:
     max_moves : most replicas loaded per layer, from `current`
     curve : numbers of moves per layer of the curve balance against moves
     tokens_per_step, top_k : tokens of a step over all ranks and experts each chooses, for what balance is worth
-    traffic_tolerance : share of the busiest rank's load that may be given up for less traffic between nodes
+    traffic_tolerance : share of the busiest rank's load that may be given up for less traffic between the units
+    topology : which experts travel together, and groups of them that stay on one node
+    moving : bytes that an update may move, or the balance that it is to reach with the fewest moves
     """
 
     ranks: int
@@ -45,6 +49,8 @@ class Placing:
     traffic_tolerance: float | None = None
     tokens_per_step: int | None = None
     top_k: int = 8
+    topology: Topology = field(default_factory=Topology)
+    moving: Moving = field(default_factory=Moving)
 
     @staticmethod
     def even(ranks: int, slots_per_rank: int, **more: object) -> Placing:
@@ -99,6 +105,7 @@ class Placing:
         self._check_aim()
         self._check_windows(windows)
         self._check_moves(windows)
+        self._check_topology(windows)
 
     def _check_aim(self) -> None:
         words = self.aim.split()
@@ -150,3 +157,14 @@ class Placing:
                 )
         if (self.max_moves or 0) < 0 or any(moves < 0 for moves in self.curve):
             raise SpecError("a number of moves must be at least 0")
+
+    def _check_topology(self, windows: tuple[LoadWindow, ...]) -> None:
+        if self.nodes > 1 and self.nodes % self.racks:
+            raise SpecError(f"--racks {self.racks} does not divide {self.nodes} nodes; a rack holds whole nodes")
+        layers, experts = windows[0].count_le.shape
+        self.topology.check(layers, experts, self.top_k)
+        self.moving.check(
+            current=self.current is not None, aim=self.aim, max_moves=self.max_moves, weighted=self.weighted
+        )
+        if self.topology.pin_groups and (self.current is not None or self.dead):
+            raise SpecError("--pin-groups places anew on whole nodes; leave out --current and --dead")

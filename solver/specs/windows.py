@@ -9,6 +9,7 @@ import base64
 import binascii
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,26 +107,37 @@ def _recorder(file: Path) -> Counts:
 
 
 def _responses(file: Path, num_experts: int | None) -> Counts:
-    """Histogram of ``choices[].routed_experts``: base64 of a .npy ``[tokens, layers, top_k]`` of logical ids."""
-    where = str(file)
+    """Histogram of the ids that the tokens of vLLM responses chose."""
     total: Counts | None = None
-    for number, line in enumerate(decode(read_bytes(file, MAX_LOAD_FILE_BYTES), where).splitlines(), 1):
+    for where, ids in routed_experts(file):
+        width = num_experts or int(ids.max()) + 1
+        if int(ids.max()) >= width:
+            raise SpecError(f"{where}: expert {int(ids.max())} of {width}")
+        counted = np.stack([np.bincount(ids[:, at].ravel(), minlength=width) for at in range(ids.shape[1])])
+        total = counted if total is None else _add(total, counted, where)
+    if total is None:
+        raise SpecError(f"{file} holds no response with 'routed_experts'")
+    return total[None]
+
+
+def routed_experts(file: Path) -> Iterator[tuple[str, Counts]]:
+    """(Where, ids ``[tokens, layers, top_k]``) of every choice in a file of vLLM responses, one JSON object a line.
+
+    Raises
+    ------
+    SpecError
+        Missing, malformed, or a choice without `routed_experts`.
+    """
+    for number, line in enumerate(decode(read_bytes(file, MAX_LOAD_FILE_BYTES), str(file)).splitlines(), 1):
         if not line.strip():
             continue
-        response = parse_json(line, f"{where}, line {number}")
+        where = f"{file}, line {number}"
+        response = parse_json(line, where)
         choices = response.get("choices") if isinstance(response, dict) else None
         if not isinstance(choices, list):
-            raise SpecError(f"{where}, line {number}: a vLLM response needs the key 'choices'")
+            raise SpecError(f"{where}: a vLLM response needs the key 'choices'")
         for choice in choices:
-            ids = _routed(choice, f"{where}, line {number}")
-            width = num_experts or int(ids.max()) + 1
-            if int(ids.max()) >= width:
-                raise SpecError(f"{where}, line {number}: expert {int(ids.max())} of {width}")
-            counted = np.stack([np.bincount(ids[:, at].ravel(), minlength=width) for at in range(ids.shape[1])])
-            total = counted if total is None else _add(total, counted, f"{where}, line {number}")
-    if total is None:
-        raise SpecError(f"{where} holds no response with 'routed_experts'")
-    return total[None]
+            yield where, _routed(choice, where)
 
 
 def _routed(choice: object, where: str) -> Counts:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from solver.expertmap import ExpertPlacement
+from solver.specs.coactivation import CoActivation
 from solver.specs.windows import LoadWindow
+from solver.verify.expert_traffic import TRAFFIC_RULES, judge_topology
 from solver.verify.finding import Finding
 from solver.verify.slot_curve import judge_slots
 
@@ -29,6 +31,7 @@ MAP_RULES: dict[str, str] = {
     "map-moves": "the moves lead from the current map to this one, keep every expert served, and are as many as stated",
     "map-traffic": "traffic is the share of token copies that leave their node, and no less than its bound",
     "map-curve": "more moves never give less balance, nor more than the bound",
+    **TRAFFIC_RULES,
 }
 """Rules of the judge of expert maps, in its own words."""
 
@@ -51,9 +54,12 @@ class MapVerdict:
 
 
 def judge_placement(
-    placed: ExpertPlacement, windows: Sequence[LoadWindow], current: Sequence[Sequence[int]] | None = None
+    placed: ExpertPlacement,
+    windows: Sequence[LoadWindow],
+    current: Sequence[Sequence[int]] | None = None,
+    known: CoActivation | None = None,
 ) -> MapVerdict:
-    """Judge a placement against the loads it was made for (and the current map, where moves were limited)."""
+    """Judge a placement against the loads it was made for, the current map and the co-activation, where there were."""
     shape = list(_shape(placed, windows))
     if shape:
         return MapVerdict(tuple(shape))
@@ -64,6 +70,7 @@ def judge_placement(
     if not rules:
         rules += [*_figures(placed, windows), *_claims(placed), *_curve(placed), *_traffic(placed, windows)]
         rules += judge_slots(placed, windows)
+        rules += judge_topology(placed, windows, known)
         if current is not None:
             rules += _moves(placed, current)
     return MapVerdict(tuple(rules))
@@ -253,7 +260,7 @@ def _traffic(placed: ExpertPlacement, windows: Sequence[LoadWindow]) -> Iterator
         for window in windows:
             counts = [int(count) for count in window.count_le[layer]]
             held = sum(count * len(where[expert]) for expert, count in enumerate(counts))
-            stays += window.weight / total * held / sum(counts) / (max(nodes) + 1)
+            stays += window.weight / total * held / sum(counts) / len(nodes)
         if not math.isclose(1 - stays, report.traffic, rel_tol=ROUNDING, abs_tol=1e-9):
             yield Finding("map-traffic", f"layer {layer}: {report.traffic:.9g}, the map gives {1 - stays:.9g}")
         if report.traffic_bound is not None and report.traffic_bound > report.traffic + 1e-9:
