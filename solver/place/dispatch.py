@@ -69,7 +69,7 @@ class Splits:
             expert_lf[layer, : len(shared)] = shared
         real = table >= 0
         whole = np.take_along_axis(load_lke, np.broadcast_to(expert_lf[:, None, :], (layers, windows, several)), 2)
-        whole = np.where(real.any(axis=2)[:, None, :], whole, 0.0)
+        whole = np.where(real[:, None, :, 0], whole, 0.0)
         single = np.where(np.take_along_axis(count, slot_ln, 1) == 1, 1.0, 0.0)[:, None, :]
         fixed = np.add.reduceat(slot_values(load_lke, slot_ln) * single, shelf.start_r, axis=2)
         rank = np.where(real, shelf.rank_n[table], shelf.num_ranks)
