@@ -6,11 +6,15 @@ import random
 
 import numpy as np
 import pytest
-from test_place import FAST, draws, every_map, load_row, top_load, window
+from test_place import FAST, draws, every_map, held_of, least_top, load_row, top_load, window
 
 from solver import LoadWindow, PlaceOptions, Placing, place
+from solver.place.descent import Smooth
+from solver.place.dispatch import Splits, dispatch_bound, improve_dispatch
+from solver.place.pack import greedy_counts, pack
 from solver.place.pairs import Pairs, PairSearch, pairs_apply
 from solver.place.state import Shelf
+from solver.place.static import Effort
 from solver.verify.expert_map import judge_placement
 
 # --- two slots per rank ---
@@ -125,3 +129,61 @@ def test_every_point_of_the_curve_is_within_its_bound(seed: int) -> None:
             ]  # fmt: skip
             assert point.balancedness <= 1 / min(near) + 1e-9 <= point.bound + 1e-6
         assert judge_placement(placed, [window(counts)], (row,)).ok
+
+
+# --- weighted dispatch ---
+
+
+def test_no_bound_of_the_split_exceeds_an_optimum() -> None:
+    for rng, experts, ranks, slots in draws(51, 80):
+        counts = load_row(rng, experts)
+        best = min(least_top(held, counts) for held in every_map(experts, ranks, slots))
+        load, shelf = np.array(counts) * ranks / sum(counts), Shelf(np.full(ranks, slots), np.arange(ranks))
+        assert dispatch_bound(load, shelf) <= best * (1 + 1e-9)
+
+
+def test_gradients_find_the_best_split() -> None:
+    for rng, experts, ranks, slots in draws(52, 80):
+        counts = load_row(rng, experts)
+        held = rng.choice(list(every_map(experts, ranks, slots)))
+        shelf = Shelf(np.full(ranks, slots), np.arange(ranks))
+        load = np.array(counts)[None, None, :] * ranks / sum(counts)
+        slot = np.array([[e for rank in held for e in rank]])
+        splits = Splits.of(load, slot, shelf)
+        top = splits.balance(400).max()
+        # Max-flow min-cut: a set of ranks must carry its own experts alone.
+        assert top == pytest.approx(least_top(held, counts), rel=2e-3)
+        assert splits.of_slot_lkn(load, slot).sum() == pytest.approx(ranks)
+
+
+def test_weighted_placements_of_tiny_layers() -> None:
+    for rng, experts, ranks, slots in draws(53, 15):
+        counts = load_row(rng, experts)
+        best = min(least_top(held, counts) for held in every_map(experts, ranks, slots))
+        even = min(top_load(held, counts) for held in every_map(experts, ranks, slots))
+        placed = place([window(counts)], Placing.even(ranks, slots, weighted=True), FAST)
+        found = 1 / placed.layers[0].balancedness
+        assert best * (1 - 1e-6) <= found <= even * (1 + 2e-4)
+        assert found == pytest.approx(least_top(held_of(placed), counts), rel=2e-4)
+        assert placed.layers[0].gap >= 1 - best / found - 1e-6
+        assert judge_placement(placed, [window(counts)]).ok
+
+
+def test_the_search_for_the_split_lowers_its_maxima() -> None:
+    rng = np.random.default_rng(7)
+    load = rng.gamma(2.0, size=(2, 1, 48)) * np.exp(0.3 * rng.normal(size=(2, 4, 48)))
+    load *= 12 / load.sum(axis=2, keepdims=True)
+    shelf, smooth = Shelf(np.full(12, 5), np.arange(12)), Smooth(100.0, np.full(4, 0.25))
+    mean = load.mean(axis=1)
+    state = pack(load, np.zeros_like(mean), greedy_counts(mean, shelf), shelf)
+
+    def top() -> float:
+        return float(Splits.of(load, state.slot_ln, shelf).balance(400).max(axis=2).mean())
+
+    before = top()
+    improve_dispatch(state, smooth, Effort(1e6, turns=1), 1)
+    assert top() < before - 0.005
+    for row in state.slot_ln:
+        held = [set(row[5 * rank : 5 * rank + 5].tolist()) for rank in range(12)]
+        assert all(len(rank) == 5 for rank in held)
+        assert set().union(*held) == set(range(48))

@@ -5,7 +5,6 @@ Shape suffixes: L layers, N slots.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from solver.errors import NoPlacementError
 from solver.expertmap import MovedBytes, PlacedLayer
+from solver.place import clock as time
 from solver.place.exact import Rules, is_small
 from solver.place.finish import SMALL_SECONDS
 from solver.place.migrate import Budget, Stage, home_lre, migrate, stages, stay_in_place

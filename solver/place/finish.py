@@ -16,6 +16,7 @@ import numpy as np
 
 from solver.errors import EngineError
 from solver.place import clock as time
+from solver.place.dispatch import place_dispatch
 from solver.place.exact import is_small
 from solver.place.pairs import pairs_apply
 from solver.place.robust import Aim, RobustFound, place_robust
@@ -79,6 +80,19 @@ def robust_parallel(load_lke: Floats, shelf: Shelf, aim: Aim, effort: Effort) ->
         np.concatenate([found.objective_l for found in results])[order],
         np.concatenate([found.bound_l for found in results])[order],
     )
+
+
+def dispatch_parallel(load_lke: Floats, slot_ln: Ints, shelf: Shelf, aim: Aim, effort: Effort) -> Ints:
+    """Placement of every layer for weighted dispatch, from one for the even split."""
+    if effort.workers == 1 or len(load_lke) < 2:
+        return place_dispatch(load_lke, slot_ln, shelf, aim, effort)
+    parts = deal(np.arange(len(load_lke)), effort.workers)
+    efforts = [_share(effort, effort.seconds, at) for at in range(len(parts))]
+    jobs = [
+        partial(place_dispatch, load_lke[part], slot_ln[part], shelf, aim, own)
+        for part, own in zip(parts, efforts, strict=True)
+    ]
+    return np.concatenate(spread(jobs, effort.engine))[np.argsort(np.concatenate(parts))]
 
 
 def deal(layers: Ints, workers: int) -> list[Ints]:

@@ -9,7 +9,6 @@ Both get conditions and counts as they are needed. Shape suffixes: E logical exp
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ import numpy as np
 from ortools.linear_solver import pywraplp
 from ortools.sat.python import cp_model
 
+from solver.place import clock as time
 from solver.place.bounds import most_replicas
 from solver.place.state import Floats, Ints, Shelf
 
@@ -235,6 +235,7 @@ class Pairs:
         ends = time.monotonic() + 2 * seconds
         for _ in range(ROUNDS):
             solver = cp_model.CpSolver()
+            solver.parameters.catch_sigint_signal = False  # Ctrl-C is for the clock of this room
             solver.parameters.num_workers = 1
             solver.parameters.max_deterministic_time = seconds
             solver.parameters.max_time_in_seconds = max(0.01, ends - time.monotonic())

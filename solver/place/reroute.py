@@ -5,12 +5,12 @@ Shape suffixes: K windows, E logical experts, R ranks, N slots, S sources, U uni
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from solver.place import clock as time
 from solver.place.nearest import Level
 from solver.place.sends import Counter, Trace, goals
 from solver.place.state import Bools, Floats, Ints, Shelf

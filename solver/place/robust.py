@@ -88,7 +88,7 @@ def place_robust(load_lke: Floats, shelf: Shelf, aim: Aim, effort: Effort) -> Ro
     return RobustFound(state.slot_ln, busiest, objective_l, np.minimum(aim.value_l(bound_lk), objective_l))
 
 
-def drift_windows(load_lke: Floats, aim: Aim) -> tuple[Floats, Floats]:
+def drift_windows(load_lke: Floats, aim: Aim, energy: float = DRIFT_ENERGY) -> tuple[Floats, Floats]:
     """The windows and the drift windows, with their weights: half of the weight is on either."""
     windows = load_lke.shape[1]
     weight_k = np.full(windows, 1 / windows) if aim.name != "mean" else aim.weight_k
@@ -97,7 +97,7 @@ def drift_windows(load_lke: Floats, aim: Aim) -> tuple[Floats, Floats]:
     mean = np.average(load_lke, axis=1, weights=aim.weight_k)[:, None, :]
     _, _, direction = np.linalg.svd(load_lke - mean, full_matrices=False)
     directions = direction[:, : windows - 1, :]
-    length = np.sqrt(DRIFT_ENERGY * (mean**2).sum(axis=2, keepdims=True))
+    length = np.sqrt(energy * (mean**2).sum(axis=2, keepdims=True))
     # Far drift may make an unused expert's load negative: it stays linear on purpose, as all mixtures are.
     padded = np.concatenate([load_lke, mean + length * directions, mean - length * directions], axis=1)
     added = 2 * directions.shape[1]

@@ -15,8 +15,9 @@ from solver.place import clock
 from solver.place.advice import advise
 from solver.place.bounds import binding_of, layer_bound
 from solver.place.changes import Change, change, moved_bytes, with_goals
+from solver.place.dispatch import dispatch_bound
 from solver.place.exact import Pins, Rules, is_small, least_load
-from solver.place.finish import place_parallel, robust_parallel
+from solver.place.finish import dispatch_parallel, place_parallel, robust_parallel
 from solver.place.groups import pinned_instead, pins_of, place_pinned, require_slots
 from solver.place.migrate import home_lre, ordered_moves, stages, stay_in_place
 from solver.place.repair import refill, require_feasible
@@ -102,6 +103,12 @@ class Task:
         return Ground.of(self.placing, self.load_lke, self.mean_le, self.shelf)
 
     @property
+    def aims_at_split(self) -> bool:
+        """Whether the placement is searched for the splits that it allows: where nothing else ties it down."""
+        free = self.placing.current is None and self.placing.traffic_tolerance is None
+        return self.placing.weighted and free and not self.placing.topology.pin_groups
+
+    @property
     def pins(self) -> Pins | None:
         """Groups that must stay on one node."""
         if not self.placing.topology.pin_groups:
@@ -161,10 +168,29 @@ def _place(task: Task) -> Placed:
         placed = _close(task, placed)
     if lowers:
         placed = _less_traffic(task, placed, effort.deadline)
-    if not placing.weighted:
-        return placed
-    split = best_split(task.load_lke, placed.slot_ln, task.shelf, task.aim)
-    return replace(placed, share_ln=split.share_ln, bound_l=_mean_bound_l(task))
+    return _split(task, placed) if placing.weighted else placed
+
+
+def _split(task: Task, placed: Placed) -> Placed:
+    """The placement that allows the best splits, where nothing else was asked of it; then the split."""
+    load_lke, shelf, aim, slot_ln = task.load_lke, task.shelf, task.aim, placed.slot_ln
+    split = best_split(load_lke, slot_ln, shelf, aim)
+    share_ln = split.share_ln
+    if task.aims_at_split:
+        slot_ln, share_ln = slot_ln.copy(), share_ln.copy()
+        begun = time.monotonic()
+        effort = replace(task.effort, seconds=max(0.1, task.effort.deadline - begun), begun=begun)
+        other_ln = dispatch_parallel(load_lke, slot_ln, shelf, aim, effort)
+        other = best_split(load_lke, other_ln, shelf, aim)
+        # One window has one split: what counts is its optimum. Several have a split each.
+        better = other.optimum_l < split.optimum_l if len(task.windows) == 1 else np.ones(len(slot_ln), dtype=bool)
+        slot_ln[better], share_ln[better] = other_ln[better], other.share_ln[better]
+    return replace(placed, slot_ln=slot_ln, share_ln=share_ln, bound_l=_split_bound_l(task))
+
+
+def _before_split(task: Task) -> Effort:
+    """Effort for the even split: half of the time where a placement for the best splits follows."""
+    return replace(task.effort, seconds=task.effort.seconds / 2) if task.aims_at_split else task.effort
 
 
 def _anew(task: Task) -> Placed:
@@ -174,9 +200,9 @@ def _anew(task: Task) -> Placed:
         pinned = place_pinned(task.load_lke, task.shelf, task.pins, task.aim, task.effort)
         return Placed(pinned.slot_ln, np.maximum(pinned.bound_l, place_bound_l(task)))
     if len(task.windows) == 1:
-        found = place_parallel(task.load_lke[:, 0], task.shelf, task.effort)
+        found = place_parallel(task.load_lke[:, 0], task.shelf, _before_split(task))
         return Placed(found.slot_ln, found.bound_l)
-    robust = robust_parallel(task.load_lke, task.shelf, task.aim, task.effort)
+    robust = robust_parallel(task.load_lke, task.shelf, task.aim, _before_split(task))
     return Placed(robust.slot_ln, robust.bound_l)
 
 
@@ -223,11 +249,11 @@ def _less_traffic(task: Task, placed: Placed, deadline: float) -> Placed:
     return replace(placed, slot_ln=slot_ln, plain_l=plain_l, traffic=lowered.bounds)
 
 
-def _mean_bound_l(task: Task) -> Floats:
-    """Lower bound under any split: the mean, and the hottest expert spread over all ranks it may have."""
-    most = min(task.shelf.num_ranks, task.shelf.num_slots - task.load_lke.shape[2] + 1)
-    hottest_lk = task.load_lke.max(axis=2) / most
-    return task.aim.value_l(np.maximum(hottest_lk, 1.0)) * (1 - 1e-9)
+def _split_bound_l(task: Task) -> Floats:
+    """Lower bound under any split."""
+    least = 2 if task.shelf.spread else 1
+    bound_lk = [[dispatch_bound(load_e, task.shelf, least) for load_e in load_ke] for load_ke in task.load_lke]
+    return task.aim.value_l(np.maximum(bound_lk, 1.0)) * (1 - 1e-9)
 
 
 def _nodes(task: Task) -> Ints:
@@ -282,14 +308,19 @@ def _held_out(task: Task) -> dict[int, HeldOut]:
         seconds = max(0.0, left - (time.monotonic() - begun)) / (count - out)
         own = Effort(0.8 * seconds, task.effort.seed, workers=task.effort.workers, engine=task.effort.engine)
         effort = replace(own, watch=task.effort.watch)
+        if task.aims_at_split:
+            effort = replace(effort, seconds=effort.seconds / 2)
         effort.enter(f"without window {task.windows[out].name}", len(task.load_lke))
-        trained = robust_parallel(task.load_lke[:, keep], task.shelf, aim, effort)
+        seen = task.load_lke[:, keep]
+        slot_ln = robust_parallel(seen, task.shelf, aim, effort).slot_ln
+        if task.aims_at_split:
+            slot_ln = dispatch_parallel(seen, slot_ln, task.shelf, aim, replace(effort, begun=time.monotonic()))
         if clock.stopped():
             break
         unseen = task.load_lke[:, [out]]
-        even = State(task.shelf, unseen, np.zeros_like(unseen[:, 0]), trained.slot_ln).rank_load_lkr().max(axis=2)
-        again = best_split(unseen, trained.slot_ln, task.shelf, Aim(np.ones(1)))
-        split = split_busiest_lk(unseen, trained.slot_ln, again.share_ln, task.shelf)
+        even = State(task.shelf, unseen, np.zeros_like(unseen[:, 0]), slot_ln).rank_load_lkr().max(axis=2)
+        again = best_split(unseen, slot_ln, task.shelf, Aim(np.ones(1)))
+        split = split_busiest_lk(unseen, slot_ln, again.share_ln, task.shelf)
         result[out] = HeldOut(float((1 / even).mean()), float((1 / split).mean()))
     return result
 

@@ -5,7 +5,6 @@ Shape suffixes: L layers, K windows, E logical experts, R ranks, N slots.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +12,7 @@ from functools import partial
 import numpy as np
 
 from solver.expertmap import PlacedLayer, Status, TrafficLevel, Wires
+from solver.place import clock as time
 from solver.place.exact import Rules, is_small
 from solver.place.exact_traffic import has_terms, least_traffic
 from solver.place.finish import deal, spread

@@ -5,12 +5,12 @@ Shape suffixes: L layers, K windows, E logical experts, R ranks, N slots, C cand
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 
 import numpy as np
 from ortools.sat.python import cp_model
 
+from solver.place import clock as time
 from solver.place.exact import UNITS, Model, Rules, whole_weights
 from solver.place.migrate import Budget, home_lre, migrate, moves_bound_l
 from solver.place.robust import Aim
@@ -206,6 +206,7 @@ def _choose(value_cl: Floats, new_clr: Ints, total: int | None, receive_r: Ints 
             model.add(sum(int(new_clr[c, layer, rank]) * pick[layer][c] for c, layer in every) <= int(most))
     model.minimize(sum(round(float(value_cl[c, layer]) * 10**6) * pick[layer][c] for c, layer in every))
     solver = cp_model.CpSolver()
+    solver.parameters.catch_sigint_signal = False  # Ctrl-C is for the clock of this room
     solver.parameters.max_time_in_seconds = CHOICE_SECONDS
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = 0
