@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -243,6 +243,11 @@ def rate_nhz(inverse_throughput_ps: int) -> int:
     return 1000 * NHZ * 10**9 // inverse_throughput_ps
 
 
+def least_value(bound_nhz: int) -> int:
+    """Picoseconds per request that no instance undercuts which serves at most so many requests."""
+    return 1000 * NHZ * 10**9 // (bound_nhz + 1)
+
+
 def rate_unit(bounds: Mapping[InstanceSize, int]) -> int:
     """The unit of rates per GPU, nHz: a power of ten, about a millionth of what a GPU of the slowest pool serves best.
 
@@ -275,6 +280,31 @@ def replaces(one: InstanceSize, other: InstanceSize, domain_gpus: int) -> int:
     if not shares_domain(other, domain_gpus):
         copies = min(copies, other.domains * (domain_gpus // one.gpus))
     return copies
+
+
+def idle_text(asked: Deploying, status: Status, idle: int, budget: int) -> str:
+    """Why GPUs stay idle; empty when none does."""
+    if idle == 0:
+        return ""
+    if asked.goal in ("throughput", "efficiency") and status != "OPTIMAL":
+        return f"{idle} of {budget} GPUs stay idle in the best mix that was found"
+    if asked.goal == "throughput":
+        return f"{idle} of {budget} GPUs stay idle: no mix of instances serves more with them"
+    if asked.goal == "efficiency":
+        return f"{idle} of {budget} GPUs stay idle: with more of them each would serve no more"
+    return f"{idle} of {budget} GPUs are not needed for {asked.request_rate:g} requests/s"
+
+
+def deployment_warnings(problems: Sequence[Problem], groups: Sequence[InstanceGroup]) -> tuple[str, ...]:
+    """What the plans of all instances warn of, once; and what a deployment leaves out."""
+    found = list(dict.fromkeys(sentence for group in groups for sentence in group.plan.warnings))
+    if any(problem.workload.concurrency is not None for problem in problems):
+        found.append(
+            "The workload's concurrency is not used: a deployment serves a stream of requests with every slot busy."
+        )
+    if any(group.size.role == "prefill" for group in groups):
+        found.append("KV cache travels over one GPU's outermost link per request; several links would take less.")
+    return tuple(found)
 
 
 def expand_deployment(deployment: DeploymentPlan) -> Iterator[tuple[InstanceGroup, int, GpuRecord]]:

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from solver.deploy.assemble import assemble_deployment
 from solver.deploy.run import DeployOutcome, deploy_search
 from solver.deployment import ROLES, DeploymentPlan, pool_problem
-from solver.errors import SpecError
 from solver.plan import NoPlan
 from solver.search.explain.reasons import reasons_for_none
 from solver.search.loop import Progress
 from solver.search.program import SearchLimits
 from solver.search.run import DEFAULT_WORKERS, SearchOptions
-from solver.specs.deploying import NHZ, Deploying
+from solver.specs.deploying import NHZ, Deploying, check_question
 from solver.specs.problem import Problem
 
 
@@ -31,7 +30,7 @@ def run_deploy(
     SpecError
         The question contradicts itself, or the clusters' questions differ in more than hardware.
     """
-    _check(problems, asked)
+    check_question(problems, asked)
     started = time.monotonic()
     outcome = deploy_search(problems, asked, options, on_progress)
     if outcome.winner is not None:
@@ -45,21 +44,6 @@ def run_deploy(
         problem_digest=problems[0].digest,
         wall_s=time.monotonic() - started,
     )
-
-
-def _check(problems: Sequence[Problem], asked: Deploying) -> None:
-    if not problems:
-        raise SpecError("a deployment needs at least one cluster")
-    if asked.prices and len(asked.prices) != len(problems):
-        raise SpecError(f"{len(asked.prices)} prices are given for {len(problems)} clusters: one for each is needed")
-    first = problems[0]
-    for problem in problems[1:]:
-        for name in ("llm", "workload", "engine", "redundant_experts"):
-            if getattr(problem, name) != getattr(first, name):
-                raise SpecError(
-                    f"the questions for {first.cluster.name} and {problem.cluster.name} differ in {name}: one "
-                    "deployment serves one stream of requests"
-                )
 
 
 def _reasons(

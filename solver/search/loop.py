@@ -34,6 +34,8 @@ MAX_TURNS = 200
 """Turns after which the loop reports what it has (each adds at least one cut; a handful is normal)."""
 
 
+UNITS = {"throughput": " tokens/s", "efficiency": " tokens/s/GPU", "gpus": " GPUs"}
+"""Of objectives that are no times."""
 INTERRUPT_MARGIN_S = 0.05
 """A solve that ends unproved so long before its limit was interrupted."""
 
@@ -53,6 +55,11 @@ class Progress:
     def natural(self, integer: int) -> float:
         """An objective integer in the unit of its metric."""
         return natural_value(self.objective, integer, self.osl)
+
+    @property
+    def unit(self) -> str:
+        """What follows a natural value; empty where the value is a time, or a share."""
+        return UNITS.get(self.objective, "")
 
     @property
     def gap(self) -> float | None:
@@ -118,23 +125,44 @@ class Loop:
         self.bounds = Bounds(problem) if known is None else known.bounds
         at_least = 0 if known is None else known.at_least
         self.outcome = Outcome("UNKNOWN", None, at_least, domains_of(problem, self.waived))
+        self.is_started = False
 
-    def run(self) -> Outcome:
-        """Solve; Ctrl-C and the time limit end it with the best plan so far and its true gap."""
+    def allow(self, limits: SearchLimits) -> None:
+        """From now on look as long as this."""
+        self.limits = limits
+        self.deadline = time.monotonic() + (limits.time_s if limits.time_s is not None else 10**9)
+
+    def start(self) -> Outcome:
+        """A first plan by closed forms, if they find one, and no proof; :meth:`run` goes on from it."""
         outcome = self.outcome
         shapes = [] if outcome.domains.is_empty else stage_shapes(self.problem, outcome.domains)
         if not shapes:
             outcome.status = "INFEASIBLE"
             return outcome
+        self._start(shapes)
+        self.is_started = True
+        outcome.status = "UNKNOWN" if outcome.best is None else "FEASIBLE"
+        self._meet()
+        return outcome
+
+    def _meet(self) -> None:
+        """A plan that reaches a proved bound is proved."""
+        outcome = self.outcome
+        if outcome.status == "FEASIBLE" and outcome.best is not None and outcome.bound >= outcome.best.value:
+            outcome.status, outcome.bound = "OPTIMAL", outcome.best.value
+
+    def run(self) -> Outcome:
+        """Solve; Ctrl-C and the time limit end it with the best plan so far and its true gap."""
+        outcome = self.outcome
         try:
-            self._start(shapes)
+            if not self.is_started and self.start().status == "INFEASIBLE":
+                return outcome
             self._prove()
         except KeyboardInterrupt:
             outcome.interrupted = True
             if outcome.status != "OPTIMAL":
                 outcome.status = "FEASIBLE" if outcome.best is not None else "UNKNOWN"
-        if outcome.status == "FEASIBLE" and outcome.best is not None and outcome.bound >= outcome.best.value:
-            outcome.status, outcome.bound = "OPTIMAL", outcome.best.value
+        self._meet()
         return outcome
 
     # --- parts --------------------------------------------------------------------------------------------------------
