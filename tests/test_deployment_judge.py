@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -130,11 +131,14 @@ def test_every_entry_is_judged(name: str) -> None:
     plan = answered(name)
     assert verify_deployment(plan).ok, verify_deployment(plan).findings
     document = json.loads(plan.model_dump_json())
-    escaped = set()
+    escaped, looked = set(), Counter[str]()
     for path, value in leaves(document):
-        other = changed(document, path, value)
         words = ".".join("#" if isinstance(key, int) else key for key in path)
-        if other is None or other == plan or words in UNCONVICTED:
+        looked[words] += 1
+        if words in UNCONVICTED or looked[words] > 3:  # three entries of every list
+            continue
+        other = changed(document, path, value)
+        if other is None or other == plan:
             continue
         if len(plan.problems) > 1 and words.startswith("problems."):
             continue  # the question about a cluster that is not used is another question
