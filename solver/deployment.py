@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from solver.certificate import Digests, Parameters, Status, Versions
-from solver.errors import PlanError, SpecError
+from solver.errors import SpecError
 from solver.expansion import GpuRecord, expand
-from solver.plan import MAX_PLAN_BYTES, Natural, Plan
+from solver.plan import Natural, Plan
 from solver.specs.deploying import NHZ, Deploying, Goal, Mode
+from solver.specs.document import Document
 from solver.specs.problem import Objective, Pins, Problem, Role
-from solver.specs.spec import Spec, one_sentence
+from solver.specs.spec import Spec
 
 ROLES: dict[Mode, tuple[Role, ...]] = {"aggregated": ("aggregated",), "disaggregated": ("prefill", "decode")}
 """Pools of a mode."""
@@ -141,8 +141,10 @@ class DeploymentCertificate(Spec):
     wall_s: float
 
 
-class DeploymentPlan(Spec):
+class DeploymentPlan(Document):
     """One answer: proved (OPTIMAL), or the best found with its gap (FEASIBLE)."""
+
+    noun: ClassVar[str] = "a deployment"
 
     kind: Literal["deployment"] = "deployment"
     schema_version: Literal["1.0"] = "1.0"
@@ -157,27 +159,6 @@ class DeploymentPlan(Spec):
     """Why GPUs stay idle; empty when none does."""
     warnings: tuple[str, ...]
     certificate: DeploymentCertificate
-
-    @classmethod
-    def parse(cls, text: str | bytes, where: str = "deployment") -> DeploymentPlan:
-        """Read a deployment document.
-
-        Raises
-        ------
-        PlanError
-            Not JSON, not this schema, or too large; one sentence.
-        """
-        if len(text) > MAX_PLAN_BYTES:
-            raise PlanError(f"{where}: {len(text)} bytes exceed the limit of {MAX_PLAN_BYTES} for a deployment")
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise PlanError(f"{where}: {one_sentence(error)}") from error
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the document in its compact JSON form."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def __repr__(self) -> str:
         mix = " + ".join(f"{g.count} x {g.plan.strategy.full_label} ({g.size.role})" for g in self.groups)

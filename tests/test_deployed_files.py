@@ -32,6 +32,7 @@ from solver.export import TARGETS, ExportOptions, sglang
 from solver.export.deployment import ROUTER_PORT
 from solver.export.fleet import FLEET_TARGETS
 from solver.export.ready import fleets_of
+from solver.strategy import violations
 
 ENGINES = ("vllm", "sglang", "trtllm")
 ON_GPUS = ("torchrun", "slurm", "mpi", "ray", "csv", "jsonl")
@@ -419,7 +420,10 @@ def test_pools_that_an_engine_cannot_pair_are_refused() -> None:
     pools = {part.pool.role: part for part in fleet.parts}
     assert {part.pool.strategy.pp for part in fleet.parts} == {2}
     sglang.check_pools([part.pool for part in fleet.parts])
-    with pytest.raises(ExportError, match=r"\[engine-pool-stages\] vllm moves KV cache .* pp = 2 in a prefill pool"):
+    for part in pools.values():
+        other = part.pool.problem.model_copy(update={"engine": "vllm"})
+        assert "engine-pool-stages" in {violation.rule for violation in violations(other, part.pool.strategy)}
+    with pytest.raises(ExportError, match="vllm cannot launch this plan"):
         export(plan, "llm-d")
     (other,) = fleets_of(made("sglang", "disaggregated"), "sglang", ExportOptions())
     single = next(part.pool for part in other.parts if part.pool.role == "prefill")

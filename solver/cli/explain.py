@@ -167,24 +167,3 @@ def what_if(
     elif STANDARD not in (out, csv):
         show_what_if(terminal(), answer)
     raise typer.Exit(PROVED if answer.complete else NOT_PROVED)
-
-
-def verify_if_explanation(text: str, path: str, *, as_json: bool) -> None:
-    """Judge the text where it is an explanation, and exit; return where it is something else."""
-    import json
-    from dataclasses import asdict
-
-    from solver import api
-    from solver.explanation import Explanation, is_explanation
-    from solver.report.explained import show_explained_verdict
-    from solver.report.terminal import terminal
-
-    if not is_explanation(text):
-        return
-    document = Explanation.parse(text, "stdin" if path == STANDARD else path)
-    verdict = api.verify_explanation(document)
-    if as_json:
-        typer.echo(json.dumps(asdict(verdict), indent=2))
-    else:
-        show_explained_verdict(terminal(), document, verdict)
-    raise typer.Exit(PROVED if verdict.ok else NOT_PROVED)

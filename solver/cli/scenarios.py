@@ -23,7 +23,6 @@ from solver.errors import SpecError
 
 if TYPE_CHECKING:
     from solver.ask import Ask
-    from solver.scenarioplan import ScenarioPlan
     from solver.specs.scenarios import Over, Scenarios
 
 WHICH = "Scenarios"
@@ -123,32 +122,3 @@ def _over(text: str) -> Over:
     if text == "regret":
         return "regret"
     raise SpecError(f"--over {text[:60]!r}: give expected or regret")
-
-
-def scenario_plan(text: str, where: str) -> ScenarioPlan | None:
-    """The document where it says that it is one; None where it is something else, or nothing at all."""
-    if '"scenario-plan"' not in text[:200]:
-        return None
-    from solver.scenarioplan import ScenarioPlan
-
-    return ScenarioPlan.parse(text, where)
-
-
-def verify_scenarios(path: str, text: str, *, exhaustive: bool, as_json: bool) -> None:
-    """Judge a plan for several scenarios and leave with the exit code; does nothing where the text is no such plan."""
-    import json
-    from dataclasses import asdict
-
-    document = scenario_plan(text, "stdin" if path == STANDARD else path)
-    if document is None:
-        return
-    from solver import api
-    from solver.report.terminal import terminal
-    from solver.report.verdict import show_scenario_verdict
-
-    verdict = api.verify(document, exhaustive=exhaustive)
-    if as_json:
-        typer.echo(json.dumps(asdict(verdict), indent=2))
-    else:
-        show_scenario_verdict(terminal(), document, verdict)
-    raise typer.Exit(0 if verdict.ok else EXIT_OF_STATUS["FEASIBLE"])
