@@ -42,7 +42,8 @@ def deploy(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="throughput (default), efficiency, or gpus: the fewest for --request-rate (default with it).",
+            help="throughput (default), efficiency, gpus: the fewest for --request-rate (default with it), or cost: "
+            "the least money for it (default with --price).",
             rich_help_panel=LIMITS,
             show_default=False,
         ),
@@ -92,7 +93,7 @@ def deploy(
     goal = _goal(objective, request_rate, prices)
     words = {"mode": mode, "goal": goal, "request_rate": request_rate, "max_shapes": max_shapes, "prices": prices}
     asked = Deploying.read({name: value for name, value in words.items() if value is not None}, "options")
-    with watch("gpus" if goal == "cost" else goal, silent=no_progress) as on_progress:
+    with watch(goal, silent=no_progress) as on_progress:
         answer = api.deploy(sites, asked, replace(options, on_progress=on_progress))
     if isinstance(answer, NoPlan):
         if as_json:
@@ -121,13 +122,18 @@ def _goal(objective: str | None, request_rate: float | None, prices: tuple[float
     SpecError
         An objective that deployments do not have, or one that contradicts the demand.
     """
-    known = ("throughput", "efficiency", "gpus")
+    known = ("throughput", "efficiency", "gpus", "cost")
     if objective is not None and objective not in known:
         raise SpecError(f"--objective {objective[:60]!r}: a deployment has {', '.join(known)}; solve has the others")
     if request_rate is not None and not (math.isfinite(request_rate) and request_rate > 0):
         raise SpecError(f"--request-rate {request_rate:g}: give requests per second, more than 0")
-    if prices and objective not in (None, "gpus"):
-        raise SpecError(f"--price asks for the least money for a --request-rate, not for --objective {objective}")
+    if prices and objective not in (None, "cost"):
+        raise SpecError(
+            f"--price asks for the least money for a --request-rate, --objective {objective} for something else: leave "
+            "one of them out"
+        )
+    if objective == "cost" and not prices:
+        raise SpecError("--objective cost needs the price of a GPU per hour: --price CLUSTER=PRICE")
     if prices:
         return "cost"
     return objective or ("throughput" if request_rate is None else "gpus")
