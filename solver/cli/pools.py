@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from solver.cli.files import STANDARD, check_out, write_out
+from solver.cli.answers import Output
+from solver.cli.files import check_out
 from solver.cli.options import LIMITS, asks
 from solver.cli.plans import (
     EXIT_OF_STATUS,
@@ -81,13 +82,12 @@ def deploy(
     options = search_options(time_limit, workers, seed)
     sites, prices = _sites(ask, price or [])
     from dataclasses import replace
+    from functools import partial
 
     from solver import api
     from solver.plan import NoPlan
-    from solver.report.answer import show_no_plan
     from solver.report.deployment import show_deployment
     from solver.report.progress import watch
-    from solver.report.terminal import terminal
     from solver.specs.deploying import Deploying
 
     goal = _goal(objective, request_rate, prices)
@@ -95,22 +95,11 @@ def deploy(
     asked = Deploying.read({name: value for name, value in words.items() if value is not None}, "options")
     with watch(goal, silent=no_progress) as on_progress:
         answer = api.deploy(sites, asked, replace(options, on_progress=on_progress))
+    output = Output(out, force, as_json, no_progress)
     if isinstance(answer, NoPlan):
-        if as_json:
-            typer.echo(answer.model_dump_json(indent=2))
-        else:
-            show_no_plan(terminal(), answer)
-        if out not in (None, STANDARD) and not no_progress:
-            typer.echo(f"no deployment, so {out} is not written", err=True)
-        raise typer.Exit(EXIT_OF_STATUS[answer.status])
-    if out is not None:
-        write_out(out, [answer.model_dump_json(indent=2), "\n"], force=force)
-        if out != STANDARD and not no_progress:
-            typer.echo(f"deployment written to {out}", err=True)
-    if as_json and out != STANDARD:
-        typer.echo(answer.model_dump_json(indent=2))
-    elif out != STANDARD:
-        show_deployment(terminal(), answer)
+        output.deliver_none(answer, "deployment")
+    else:
+        output.deliver(answer, "deployment", partial(show_deployment, deployment=answer))
     raise typer.Exit(EXIT_OF_STATUS[answer.status])
 
 

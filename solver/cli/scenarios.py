@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from solver.cli.files import STANDARD, check_out, write_out
+from solver.cli.answers import Output
+from solver.cli.files import check_out
 from solver.cli.options import asks
 from solver.cli.plans import (
     EXIT_OF_STATUS,
@@ -74,30 +75,21 @@ def solve_scenarios(
     asked, way = _asked(scenarios, scenarios_from_trace, num_scenarios), _over(over)
     problem = ask.problem()
     from dataclasses import replace
+    from functools import partial
 
     from solver import api
     from solver.cli import program
-    from solver.report.answer import show_no_plan
     from solver.report.progress import watch
     from solver.report.scenarios import show_scenarios
-    from solver.report.terminal import terminal
     from solver.scenarioplan import ScenarioPlan
 
     with watch(problem.objective.name, silent=no_progress) as on_progress:
         answer = api.solve_scenarios(problem, asked, way, replace(options, on_progress=on_progress))
+    output = Output(out, force, as_json, no_progress)
     if isinstance(answer, ScenarioPlan):
-        if out is not None:
-            write_out(out, [answer.model_dump_json(indent=2), "\n"], force=force)
-            if out != STANDARD and not no_progress:
-                typer.echo(f"scenario plan written to {out}", err=True)
-    elif out not in (None, STANDARD) and not no_progress:
-        typer.echo(f"no plan, so {out} is not written", err=True)
-    if as_json and out != STANDARD:
-        typer.echo(answer.model_dump_json(indent=2))
-    elif not isinstance(answer, ScenarioPlan):
-        show_no_plan(terminal(), answer)
-    elif out != STANDARD:
-        show_scenarios(terminal(), answer, program(), out)
+        output.deliver(answer, "scenario plan", partial(show_scenarios, plan=answer, program=program(), out=out))
+    else:
+        output.deliver_none(answer, "plan")
     raise typer.Exit(EXIT_OF_STATUS[answer.status])
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from solver.certificate import Iteration, Status
 from solver.cost.layers import Blocks
@@ -20,6 +20,7 @@ from solver.cost.limits import is_within, limits_of
 from solver.cost.metrics import Utopia, evaluate_times, natural_value, objective_value
 from solver.degrees import Domains, domains_of
 from solver.search.bounds import Bounds, MemoryCut, StrategyCut
+from solver.search.clock import Clocked
 from solver.search.incumbent import Scores, find_incumbent
 from solver.search.interrupts import keeping_interrupts
 from solver.search.program import Program, ProgramResult, SearchLimits
@@ -101,7 +102,7 @@ class Beyond:
         return value <= self.at_most and all(strategy.degrees != other.degrees for other in self.taken)
 
 
-class Loop:
+class Loop(Clocked[Outcome]):
     """One run of the loop on one problem."""
 
     waived: frozenset[str] = frozenset()
@@ -118,19 +119,14 @@ class Loop:
     ) -> None:
         self.beyond, self.known = beyond, known
         self.started = time.monotonic()
-        self.problem, self.limits, self.on_progress, self.utopia = problem, limits, on_progress, utopia
-        self.deadline = self.started + (limits.time_s if limits.time_s is not None else 10**9)
+        self.problem, self.on_progress, self.utopia = problem, on_progress, utopia
+        self.allow(limits)
         self.leaves = Leaves(problem) if known is None else known.leaves
         self.cache = BlockCache(self.leaves) if known is None else known.cache
         self.bounds = Bounds(problem) if known is None else known.bounds
         at_least = 0 if known is None else known.at_least
         self.outcome = Outcome("UNKNOWN", None, at_least, domains_of(problem, self.waived))
         self.is_started = False
-
-    def allow(self, limits: SearchLimits) -> None:
-        """From now on look as long as this."""
-        self.limits = limits
-        self.deadline = time.monotonic() + (limits.time_s if limits.time_s is not None else 10**9)
 
     def start(self) -> Outcome:
         """A first plan by closed forms, if they find one, and no proof; :meth:`run` goes on from it."""
@@ -354,17 +350,6 @@ class Loop:
             return StrategyCut(strategy, None)
         weights = self.utopia.weights(self.problem.objective.latency_weight) if self.utopia else (0, 0)
         return StrategyCut(strategy, objective_value(self.problem.objective.name, figures, weights))
-
-    def _limits(self) -> SearchLimits:
-        if self.limits.time_s is None:
-            return self.limits
-        return replace(self.limits, time_s=max(0.01, self.deadline - time.monotonic()))
-
-    def _timed(self, call: Callable[[], ProgramResult]) -> ProgramResult:
-        begun = time.monotonic()
-        result = call()
-        self.outcome.program_s += time.monotonic() - begun
-        return result
 
     def _report(self, value: int | None, bound: int) -> None:
         best = self.outcome.best
