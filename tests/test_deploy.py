@@ -24,6 +24,7 @@ from solver import (
     verify,
     verify_deployment,
 )
+from solver.deploy import journey
 from solver.deploy import mix as mixing
 from solver.deploy import run as searching
 from solver.deploy.layout import runs_of
@@ -521,6 +522,20 @@ def test_ctrl_c_keeps_the_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     cut = deploy(problem, Deploying(mode="aggregated"))
     assert isinstance(cut, DeploymentPlan)
     assert verify_deployment(cut).ok
+
+
+def test_ctrl_c_among_the_reasons_keeps_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """INFEASIBLE is proved before its reasons are looked for."""
+    tiny = small_problem(cluster=small_cluster(2, 2, "4 MB"), workload=small_workload(concurrency=None))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(journey, "reasons_for_none", interrupt)
+    answer = deploy(tiny)
+    assert isinstance(answer, NoPlan)
+    assert answer.status == "INFEASIBLE"
+    assert "interrupt" in answer.reasons[-1]
 
 
 def test_ctrl_c_within_a_mix_is_noticed() -> None:

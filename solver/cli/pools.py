@@ -121,6 +121,8 @@ def _goal(objective: str | None, request_rate: float | None, prices: tuple[float
             f"--price asks for the least money for a --request-rate, --objective {objective} for something else: leave "
             "one of them out"
         )
+    if prices and request_rate is None:
+        raise SpecError("--price asks for the least money for a --request-rate: give the requests per second, too")
     if objective == "cost" and not prices:
         raise SpecError("--objective cost needs the price of a GPU per hour: --price CLUSTER=PRICE")
     if prices:

@@ -48,7 +48,7 @@ def verify_deployment(deployment: DeploymentPlan, *, exhaustive: bool = False) -
     case = Case(deployment)
     try:
         for rule in RULES:
-            checks.append(rule.__name__.removeprefix("_"))
+            checks.append(rule.__name__.removeprefix("_").replace("_", " "))
             findings += rule(case)
             if rule in GROUNDS and findings:
                 break  # what follows adds up what these rules have not passed
