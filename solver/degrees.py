@@ -16,6 +16,7 @@ from solver.strategy import (
     moe_ep_violations,
     moe_tp_violations,
     num_slots,
+    pool_stage_violations,
     speculation_violations,
 )
 
@@ -178,6 +179,7 @@ def _stage_violations(problem: Problem, pp: int) -> Iterator[Violation]:
         yield Violation("stages", f"pp = {pp} exceeds the {problem.llm.num_layers} layers")
     if problem.engine == "vllm" and pp > 1 and problem.llm.is_moe and wants_map(problem):
         yield Violation("engine-expert-map", f"vllm places experts by loads or replicas only with pp = 1, not {pp}")
+    yield from pool_stage_violations(problem, pp)
 
 
 def _moe_ep_candidates(problem: Problem) -> list[int]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from solver.certificate import Digests, Parameters, Status, Versions
-from solver.errors import PlanError, SpecError
+from solver.errors import SpecError
 from solver.expansion import GpuRecord, expand
-from solver.plan import MAX_PLAN_BYTES, Natural, Plan
+from solver.plan import Natural, Plan
 from solver.specs.deploying import NHZ, Deploying, Goal, Mode
+from solver.specs.document import Document
 from solver.specs.problem import Objective, Pins, Problem, Role
-from solver.specs.spec import Spec, one_sentence
+from solver.specs.spec import Spec
 
 ROLES: dict[Mode, tuple[Role, ...]] = {"aggregated": ("aggregated",), "disaggregated": ("prefill", "decode")}
 """Pools of a mode."""
@@ -141,8 +141,10 @@ class DeploymentCertificate(Spec):
     wall_s: float
 
 
-class DeploymentPlan(Spec):
+class DeploymentPlan(Document):
     """One answer: proved (OPTIMAL), or the best found with its gap (FEASIBLE)."""
+
+    noun: ClassVar[str] = "a deployment"
 
     kind: Literal["deployment"] = "deployment"
     schema_version: Literal["1.0"] = "1.0"
@@ -157,27 +159,6 @@ class DeploymentPlan(Spec):
     """Why GPUs stay idle; empty when none does."""
     warnings: tuple[str, ...]
     certificate: DeploymentCertificate
-
-    @classmethod
-    def parse(cls, text: str | bytes, where: str = "deployment") -> DeploymentPlan:
-        """Read a deployment document.
-
-        Raises
-        ------
-        PlanError
-            Not JSON, not this schema, or too large; one sentence.
-        """
-        if len(text) > MAX_PLAN_BYTES:
-            raise PlanError(f"{where}: {len(text)} bytes exceed the limit of {MAX_PLAN_BYTES} for a deployment")
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise PlanError(f"{where}: {one_sentence(error)}") from error
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the document in its compact JSON form."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def __repr__(self) -> str:
         mix = " + ".join(f"{g.count} x {g.plan.strategy.full_label} ({g.size.role})" for g in self.groups)
@@ -243,6 +224,11 @@ def rate_nhz(inverse_throughput_ps: int) -> int:
     return 1000 * NHZ * 10**9 // inverse_throughput_ps
 
 
+def least_value(bound_nhz: int) -> int:
+    """Picoseconds per request that no instance undercuts which serves at most so many requests."""
+    return 1000 * NHZ * 10**9 // (bound_nhz + 1)
+
+
 def rate_unit(bounds: Mapping[InstanceSize, int]) -> int:
     """The unit of rates per GPU, nHz: a power of ten, about a millionth of what a GPU of the slowest pool serves best.
 
@@ -275,6 +261,31 @@ def replaces(one: InstanceSize, other: InstanceSize, domain_gpus: int) -> int:
     if not shares_domain(other, domain_gpus):
         copies = min(copies, other.domains * (domain_gpus // one.gpus))
     return copies
+
+
+def idle_text(asked: Deploying, status: Status, idle: int, budget: int) -> str:
+    """Why GPUs stay idle; empty when none does."""
+    if idle == 0:
+        return ""
+    if asked.goal in ("throughput", "efficiency") and status != "OPTIMAL":
+        return f"{idle} of {budget} GPUs stay idle in the best mix that was found"
+    if asked.goal == "throughput":
+        return f"{idle} of {budget} GPUs stay idle: no mix of instances serves more with them"
+    if asked.goal == "efficiency":
+        return f"{idle} of {budget} GPUs stay idle: with more of them each would serve no more"
+    return f"{idle} of {budget} GPUs are not needed for {asked.request_rate:g} requests/s"
+
+
+def deployment_warnings(problems: Sequence[Problem], groups: Sequence[InstanceGroup]) -> tuple[str, ...]:
+    """What the plans of all instances warn of, once; and what a deployment leaves out."""
+    found = list(dict.fromkeys(sentence for group in groups for sentence in group.plan.warnings))
+    if any(problem.workload.concurrency is not None for problem in problems):
+        found.append(
+            "The workload's concurrency is not used: a deployment serves a stream of requests with every slot busy."
+        )
+    if any(group.size.role == "prefill" for group in groups):
+        found.append("KV cache travels over one GPU's outermost link per request; several links would take less.")
+    return tuple(found)
 
 
 def expand_deployment(deployment: DeploymentPlan) -> Iterator[tuple[InstanceGroup, int, GpuRecord]]:

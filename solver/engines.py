@@ -56,6 +56,11 @@ def sends_without_attention_dp(engine: Engine) -> bool:
     return engine not in ("vllm", "trtllm")
 
 
+def pairs_stages(engine: Engine) -> bool:
+    """Whether KV cache moves between pools whose instances have pipeline stages (vLLM's NIXL connector refuses)."""
+    return engine != "vllm"
+
+
 def can_speculate(engine: Engine, llm: Llm) -> bool:
     """Whether the engine drafts tokens for this LLM out of its own multi-token-prediction layers."""
     return engine in ("vllm", "sglang") and llm.num_mtp_layers > 0

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from solver.errors import PlanError
 from solver.plan import Plan, PlannedStrategy
+from solver.specs.document import Document
 from solver.specs.problem import ObjectiveName, Problem
-from solver.specs.spec import Spec, one_sentence
+from solver.specs.spec import Spec
 
 EXPLANATION_VERSION = "1.0"
-MAX_EXPLANATION_BYTES = 256 * 2**20
 
 AxisName = Literal["gpus", "memory", "ttft", "tpot", "request_latency", "concurrency", "isl", "osl"]
 """What may give: the GPUs, the memory of each, a limit, the demand."""
@@ -106,8 +104,10 @@ class WhyNot(Spec):
     """The best plan with the named decisions; proved the best where its status is OPTIMAL."""
 
 
-class Explanation(Spec):
+class Explanation(Document):
     """The answer of ``explain``."""
+
+    noun: ClassVar[str] = "an explanation"
 
     kind: Literal["explanation"] = "explanation"
     schema_version: Literal["1.0"] = "1.0"
@@ -127,24 +127,6 @@ class Explanation(Spec):
     """Problems that were solved or excluded on the way."""
     wall_s: float
 
-    @classmethod
-    def parse(cls, text: str | bytes, where: str = "explanation") -> Explanation:
-        """Read an explanation document.
-
-        Raises
-        ------
-        PlanError
-            Not JSON, not this schema, or too large; one sentence.
-        """
-        if len(text) > MAX_EXPLANATION_BYTES:
-            raise PlanError(f"{where}: {len(text)} bytes exceed the limit of {MAX_EXPLANATION_BYTES}")
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise PlanError(f"{where}: {one_sentence(error)}") from error
-        except RecursionError as error:
-            raise PlanError(f"{where}: nested too deeply to be an explanation") from error
-
     def __repr__(self) -> str:
         if self.status == "INFEASIBLE":
             names = ", ".join(member.name for member in self.members)
@@ -154,11 +136,6 @@ class Explanation(Spec):
         return f"Explanation({self.status})"
 
     __str__ = __repr__
-
-
-def is_explanation(text: str) -> bool:
-    """Whether a JSON document says that it is an explanation: its first key does, as it is written."""
-    return re.match(r'\s*\{\s*"kind"\s*:\s*"explanation"', text) is not None
 
 
 class Probe(Spec):
@@ -192,8 +169,10 @@ class Interval(Spec):
     """Whether it is proved of every value in between, and not only of the probes."""
 
 
-class WhatIf(Spec):
+class WhatIf(Document):
     """The answer of ``what-if``: how the optimum moves along one parameter."""
+
+    noun: ClassVar[str] = "a what-if"
 
     kind: Literal["what-if"] = "what-if"
     schema_version: Literal["1.0"] = "1.0"

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from solver.errors import PlanError, SpecError
+from solver.errors import SpecError
 from solver.plan import Natural, Plan
+from solver.specs.document import Document
 from solver.specs.problem import ObjectiveName, Problem
-from solver.specs.spec import Spec, one_sentence
+from solver.specs.spec import Spec
 
 METRICS: tuple[ObjectiveName, ...] = ("latency", "ttft", "tpot", "throughput", "efficiency", "gpus")
 """Metrics that a front may have."""
-MAX_FRONT_BYTES = 256 * 2**20
 
 FrontStatus = Literal["COMPLETE", "PARTIAL", "INFEASIBLE", "UNKNOWN"]
 """Every point is known, proved; some are; there is no plan at all, proved; nothing is known."""
@@ -93,8 +93,10 @@ def gaps_between(points: Sequence[FrontPoint], least_second: int | None) -> tupl
     return tuple(found)
 
 
-class Front(Spec):
+class Front(Document):
     """The points known, by ascending `first` integer, thus descending `second`; and what is proved about the rest."""
+
+    noun: ClassVar[str] = "a front"
 
     schema_version: Literal["1.0"] = "1.0"
     kind: Literal["front"] = "front"
@@ -125,24 +127,6 @@ class Front(Spec):
         """Whether every nondominated point is here, as the points' own claims have it."""
         whole = bool(self.points) and self.points[0].proved_to is None and self.least_second is not None
         return whole and not self.gaps
-
-    @classmethod
-    def parse(cls, text: str | bytes, where: str = "front") -> Front:
-        """Read a front document.
-
-        Raises
-        ------
-        PlanError
-            Not JSON, not this schema, or too large; one sentence.
-        """
-        if len(text) > MAX_FRONT_BYTES:
-            raise PlanError(f"{where}: {len(text)} bytes exceed the limit of {MAX_FRONT_BYTES} for a front")
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise PlanError(f"{where}: {one_sentence(error)}") from error
-        except RecursionError as error:
-            raise PlanError(f"{where}: nested too deeply to be a front") from error
 
     def __repr__(self) -> str:
         return f"Front({self.status}, {self.first} and {self.second}, {len(self.points)} points, {len(self.gaps)} gaps)"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from solver.certificate import Certificate, Status
-from solver.errors import PlanError
+from solver.specs.document import Document
 from solver.specs.problem import ObjectiveName, Problem
 from solver.specs.runs import numbers_of, runs_text
-from solver.specs.spec import Spec, one_sentence
+from solver.specs.spec import Spec
 from solver.specs.workload import MAX_SEQUENCES
 from solver.strategy import Strategy, StrategyFields
 from solver.units import gap_text
@@ -20,7 +19,6 @@ from solver.units import gap_text
 READ_VERSIONS = frozenset({"1.0"})
 """Older documents that are read; what is written is of the newest version."""
 MAX_BINS = 2**24
-MAX_PLAN_BYTES = 256 * 2**20
 
 Natural = Annotated[int, Field(ge=0)]
 
@@ -277,8 +275,10 @@ class Alternatives(Spec):
     """Whether it is proved that no other degrees have any plan."""
 
 
-class Plan(Spec):
+class Plan(Document):
     """One answer: proved (OPTIMAL), or the best found with its gap (FEASIBLE)."""
+
+    noun: ClassVar[str] = "a plan"
 
     schema_version: Version = "1.1"
     status: Status
@@ -298,29 +298,6 @@ class Plan(Spec):
     """What the times of this strategy rest on, by operator."""
     problem: Problem
     certificate: Certificate
-
-    @classmethod
-    def parse(cls, text: str | bytes, where: str = "plan") -> Plan:
-        """Read a plan document.
-
-        Raises
-        ------
-        PlanError
-            Not JSON, not this schema, or too large; one sentence.
-        """
-        if len(text) > MAX_PLAN_BYTES:
-            raise PlanError(f"{where}: {len(text)} bytes exceed the limit of {MAX_PLAN_BYTES} for a plan")
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise PlanError(f"{where}: {one_sentence(error)}") from error
-        except RecursionError as error:
-            raise PlanError(f"{where}: nested too deeply to be a plan") from error
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the document in its compact JSON form: equal for equal plans however the file is laid out."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def __repr__(self) -> str:
         return (

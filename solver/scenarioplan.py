@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from solver.certificate import Iteration, Parameters, Status, Versions, WallTimes
-from solver.errors import PlanError
-from solver.plan import MAX_PLAN_BYTES, Evaluation, Natural, Plan, PlannedStrategy
+from solver.plan import Evaluation, Natural, Plan, PlannedStrategy
+from solver.specs.document import Document
 from solver.specs.problem import Problem
 from solver.specs.scenarios import Over, Scenarios
-from solver.specs.spec import Spec, one_sentence
+from solver.specs.spec import Spec
 
 COMMON = (
     "attn_tp", "attn_dp", "moe_tp", "moe_ep", "pp", "replicas", "micro_batches", "mesh_order", "decode_dispatch",
@@ -67,8 +67,10 @@ class ScenarioClaim(Spec):
     wall_s: WallTimes
 
 
-class ScenarioPlan(Spec):
+class ScenarioPlan(Document):
     """One deployment for all scenarios: proved (OPTIMAL), or the best found with its gap (FEASIBLE)."""
+
+    noun: ClassVar[str] = "a scenario plan"
 
     kind: Literal["scenario-plan"] = "scenario-plan"
     schema_version: Literal["1.0"] = "1.0"
@@ -81,24 +83,6 @@ class ScenarioPlan(Spec):
     """The question before any scenario replaced its workload."""
     asked: Scenarios
     warnings: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, text: str | bytes, where: str = "scenario plan") -> ScenarioPlan:
-        """Read a document.
-
-        Raises
-        ------
-        PlanError
-            Not JSON, not this schema, or too large; one sentence.
-        """
-        if len(text) > MAX_PLAN_BYTES:
-            raise PlanError(f"{where}: {len(text)} bytes exceed the limit of {MAX_PLAN_BYTES} for a plan")
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise PlanError(f"{where}: {one_sentence(error)}") from error
-        except RecursionError as error:
-            raise PlanError(f"{where}: nested too deeply to be a plan") from error
 
     def __repr__(self) -> str:
         return (

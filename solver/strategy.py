@@ -18,6 +18,7 @@ from solver.engines import (
     can_place_experts,
     can_speculate,
     exchange_switch,
+    pairs_stages,
     sends_without_attention_dp,
     wants_map,
 )
@@ -79,6 +80,7 @@ RULES: dict[str, str] = {
     "engine-phases": "the engine has one expert backend (SGLang also one overlap switch) for decode and prefill",
     "engine-exchange-dp": "vLLM and TensorRT-LLM exchange tokens by all-to-all only with attn_dp > 1",
     "engine-expert-map": "the engine places experts of this LLM in order and once, or needs pp = 1 to do otherwise",
+    "engine-pool-stages": "vLLM moves KV cache only between pools without pipeline stages",
     "engine-speculation": "the engine drafts tokens for this LLM",
     "pool": "a pool runs one phase: the knobs of the other are the same, a prefill pool holds one batch of prompts "
     "per rank, a decode pool prefills nothing",
@@ -551,8 +553,19 @@ def engine_violations(problem: Problem, strategy: Strategy) -> Iterator[Violatio
         yield Violation(
             "engine-expert-map", f"vllm places experts by loads or replicas only with pp = 1, not {strategy.pp}"
         )
+    yield from pool_stage_violations(problem, strategy.pp)
     if engine in ("trtllm", "megatron") and (strategy.decode_overlap or strategy.prefill_overlap):
         yield Violation("engine-overlap", f"{engine} has no two-batch overlap switch")
+
+
+def pool_stage_violations(problem: Problem, pp: int) -> Iterator[Violation]:
+    """Whether the instances of one pool may have so many stages."""
+    if problem.role != "aggregated" and pp > 1 and not pairs_stages(problem.engine):
+        yield Violation(
+            "engine-pool-stages",
+            f"{problem.engine} moves KV cache only between instances without pipeline stages: pp = {pp} in a "
+            f"{problem.role} pool",
+        )
 
 
 # --- prompt arithmetic shared by legality and cost ----------------------------------------------------------------

@@ -10,7 +10,7 @@ from solver.cost.balance import expert_counts, load_factor_ppm, mean_ppm, rank_l
 from solver.cost.layers import Blocks, PhaseTimes
 from solver.cost.leaves import PPM, Leaves
 from solver.cost.ledger import stage_ledgers
-from solver.cost.metrics import OBJECTIVE_UNITS, THROUGHPUT_SCALE, figures_of, objective_value
+from solver.cost.metrics import NATURAL_UNITS, OBJECTIVE_UNITS, THROUGHPUT_SCALE, figures_of, objective_value
 from solver.plan import Breakdown, Component, Metrics, ObjectiveClaim, Placement, Plan, PlannedStrategy
 from solver.specs.calibration import Calibration
 from solver.specs.hardware import Cluster
@@ -166,7 +166,7 @@ def build_plan(
         status=status,  # type: ignore[arg-type]
         objective=ObjectiveClaim(
             name=name,
-            unit="test",
+            unit=NATURAL_UNITS[name],
             sense="minimise" if scale is None else "maximise",
             value=shown,
             bound=float(bound) if scale is None else (shown if bound == value else scale / bound),

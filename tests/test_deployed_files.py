@@ -17,11 +17,22 @@ import pytest
 from command_line import error_line, run
 from plans import small_cluster, small_problem, small_workload
 
-from solver import Ask, Deploying, DeploymentPlan, ExportError, deploy, expand_deployment, export
+from solver import (
+    Ask,
+    Deploying,
+    DeploymentPlan,
+    ExportError,
+    deploy,
+    expand_deployment,
+    export,
+    verify_deployment,
+)
 from solver.deployment import Run
-from solver.export import TARGETS, ExportOptions, sglang, vllm
-from solver.export.fleet import FLEET_TARGETS, ROUTER_PORT
+from solver.export import TARGETS, ExportOptions, sglang
+from solver.export.deployment import ROUTER_PORT
+from solver.export.fleet import FLEET_TARGETS
 from solver.export.ready import fleets_of
+from solver.strategy import violations
 
 ENGINES = ("vllm", "sglang", "trtllm")
 ON_GPUS = ("torchrun", "slurm", "mpi", "ray", "csv", "jsonl")
@@ -410,12 +421,23 @@ def test_pools_that_an_engine_cannot_pair_are_refused() -> None:
     assert {part.pool.strategy.pp for part in fleet.parts} == {2}
     sglang.check_pools([part.pool for part in fleet.parts])
     for part in pools.values():
-        with pytest.raises(ExportError, match=f"without pipeline stages, the {part.pool.role} instances have pp = 2"):
-            vllm.check(part)
+        other = part.pool.problem.model_copy(update={"engine": "vllm"})
+        assert "engine-pool-stages" in {violation.rule for violation in violations(other, part.pool.strategy)}
+    with pytest.raises(ExportError, match="vllm cannot launch this plan"):
+        export(plan, "llm-d")
     (other,) = fleets_of(made("sglang", "disaggregated"), "sglang", ExportOptions())
     single = next(part.pool for part in other.parts if part.pool.role == "prefill")
     with pytest.raises(ExportError, match="one pipeline stage or as many as the prefill servers"):
         sglang.check_pools([single, pools["decode"].pool])
+
+
+def test_a_deployment_found_for_vllm_can_be_exported_to_it() -> None:
+    # What fits two GPUs fits them as stages, too; only without stages can the pools of vLLM be paired.
+    plan = made("vllm", "disaggregated", "40 MB", 16)
+    assert {group.plan.strategy.pp for group in plan.groups} == {1}
+    assert made("sglang", "disaggregated", "40 MB", 16).metrics.rate_nhz >= plan.metrics.rate_nhz
+    assert verify_deployment(plan, exhaustive=True).ok
+    assert export(plan, "vllm").files
 
 
 def moved(plan: DeploymentPlan, group: int, first: int) -> DeploymentPlan:

@@ -191,6 +191,18 @@ def test_scopes_of_batch_numbers() -> None:
     assert vllm.option("--max-model-len") == sglang.option("--context-length") == 116
 
 
+@pytest.mark.parametrize("port", [30000, 31000])
+def test_the_router_of_a_plan_listens_where_no_instance_does(port: int) -> None:
+    # SGLang's router would take port 30000 by itself: that of the first instance.
+    plan = made("sglang", Strategy(attn_dp=2, moe_ep=2, replicas=2, batch=2), {}, None)
+    files = {file.path: file.text for file in export(plan, "sglang", ExportOptions(port=port)).files}
+    words = shlex.split(files["router.sh"].replace("\\\n", " "))
+    assert words[words.index("--port") + 1] == str(port + 999)
+    assert words[words.index("--host") + 1] == "0.0.0.0"
+    workers = words[words.index("--worker-urls") + 1 :]
+    assert [word.rsplit(":", 1)[1] for word in workers if word.startswith("http")] == [str(port), str(port + 10)]
+
+
 def test_sglang_reserves_what_the_ledger_reserves() -> None:
     # Whatever is neither weights nor cache must fit beside the static share of the usable memory.
     plan = made("sglang", Strategy(attn_dp=4, moe_ep=4, batch=2), {}, None)

@@ -278,6 +278,16 @@ BROKEN: dict[str, tuple[Strategy, dict[str, Any]]] = {
             "workload": small_workload(isl=100, concurrency=8, speculative={"draft": 1, "accepted": 0.5}),
         },
     ),
+    # vLLM's NIXL connector knows nothing of stages.
+    "engine-pool-stages": (
+        Strategy(attn_tp=2, moe_tp=2, pp=2, batch=4),
+        {
+            "engine": "vllm",
+            "role": "decode",
+            "objective": {"name": "tpot"},
+            "workload": small_workload(isl=100, concurrency=None),
+        },
+    ),
     # A decode pool prefills nothing: its idle knobs repeat those of decode.
     "pool": (
         Strategy(attn_dp=2, moe_ep=2, batch=4, prefill_batch=2),

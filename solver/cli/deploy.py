@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from solver.cli.documents import read_either, read_front, read_plan
 from solver.cli.files import STANDARD, check_folder, check_out, read_text, write_folder, write_out
-from solver.cli.plans import read_either, read_plan
 from solver.errors import ExportError, PlanError, ReportError
 
 if TYPE_CHECKING:
@@ -155,7 +155,6 @@ def _front_of(path: str, plan: Plan) -> Front:
         It is about another service, or convicted.
     """
     from solver import api
-    from solver.cli.pareto import read_front
 
     front = read_front(path)
     theirs, ours = front.problem, plan.problem

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from solver.cli.answers import Output
 from solver.cli.files import STANDARD, check_out, write_bytes, write_out
 from solver.cli.options import HOW, asks
-from solver.cli.plans import OUTPUT, Force, Json, NoProgress, Out, Seed, Workers
+from solver.cli.plans import OUTPUT, Force, Json, NoProgress, Out, Seed, Workers, search_options
 from solver.errors import SpecError
 
 if TYPE_CHECKING:
@@ -58,22 +58,17 @@ def explain(
     options = _options(time_limit, workers, seed)
     problem = ask.problem()
     from dataclasses import replace
+    from functools import partial
 
     from solver import api
     from solver.report.explained import show_explanation
     from solver.report.progress import asking
-    from solver.report.terminal import terminal
 
     with asking(silent=no_progress) as on_question:
         answer = api.explain(problem, why_not, replace(options, on_question=on_question))
-    if out is not None:
-        write_out(out, [answer.model_dump_json(indent=2), "\n"], force=force)
-        if out != STANDARD and not no_progress:
-            typer.echo(f"explanation written to {out}", err=True)
-    if as_json and out != STANDARD:
-        typer.echo(answer.model_dump_json(indent=2))
-    elif out != STANDARD:
-        show_explanation(terminal(), answer)
+    Output(out, force, as_json, no_progress).deliver(
+        answer, "explanation", partial(show_explanation, explanation=answer)
+    )
     raise typer.Exit(INFEASIBLE if answer.status == "INFEASIBLE" else PROVED if answer.complete else NOT_PROVED)
 
 
@@ -81,13 +76,8 @@ def _options(time_limit: float | None, workers: int | None, seed: int) -> Explai
     """How hard to look, checked."""
     from solver.api import ExplainOptions
 
-    if time_limit is not None and not (math.isfinite(time_limit) and 0 < time_limit <= 10**7):
-        raise SpecError(f"--time-limit {time_limit:g}: give seconds, more than 0 and at most 10,000,000")
-    if workers is not None and not 1 <= workers <= 1024:
-        raise SpecError(f"--workers {workers}: give a number of threads from 1 to 1024")
-    if not 0 <= seed < 2**31:
-        raise SpecError(f"--seed {seed}: give a whole number from 0 to 2147483647")
-    return ExplainOptions(workers=workers, seed=seed, time_limit_s=time_limit)
+    how = search_options(time_limit, workers, seed)
+    return ExplainOptions(how.workers, how.seed, how.time_limit_s)
 
 
 @asks
@@ -167,24 +157,3 @@ def what_if(
     elif STANDARD not in (out, csv):
         show_what_if(terminal(), answer)
     raise typer.Exit(PROVED if answer.complete else NOT_PROVED)
-
-
-def verify_if_explanation(text: str, path: str, *, as_json: bool) -> None:
-    """Judge the text where it is an explanation, and exit; return where it is something else."""
-    import json
-    from dataclasses import asdict
-
-    from solver import api
-    from solver.explanation import Explanation, is_explanation
-    from solver.report.explained import show_explained_verdict
-    from solver.report.terminal import terminal
-
-    if not is_explanation(text):
-        return
-    document = Explanation.parse(text, "stdin" if path == STANDARD else path)
-    verdict = api.verify_explanation(document)
-    if as_json:
-        typer.echo(json.dumps(asdict(verdict), indent=2))
-    else:
-        show_explained_verdict(terminal(), document, verdict)
-    raise typer.Exit(PROVED if verdict.ok else NOT_PROVED)

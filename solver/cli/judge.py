@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from solver.cli.documents import judge
 from solver.cli.files import STANDARD, read_text
 from solver.cli.options import asks
-from solver.cli.plans import Json, document_of, one_strategy
+from solver.cli.plans import Json, one_strategy
 from solver.errors import SpecError
 
 if TYPE_CHECKING:
@@ -146,31 +147,15 @@ def verify(
     import json
     from dataclasses import asdict
 
-    from solver import api
-    from solver.cli.pareto import is_front, verify_front
-    from solver.cli.scenarios import verify_scenarios
-    from solver.plan import MAX_PLAN_BYTES, Plan
     from solver.report.terminal import terminal
-    from solver.report.verdict import show_verdict
 
     if loads or current:
         from solver.cli.placed import MAX_DOCUMENT_BYTES, verify_map
 
         verify_map(read_text(plan, MAX_DOCUMENT_BYTES), plan, loads or [], current, pairs, as_json=as_json)
-    from solver.cli.explain import verify_if_explanation
-
-    text = read_text(plan, MAX_PLAN_BYTES)
-    verify_if_explanation(text, plan, as_json=as_json)
-    if is_front(text):
-        raise typer.Exit(verify_front(text, plan, exhaustive=exhaustive, as_json=as_json))
-    verify_scenarios(plan, text, exhaustive=exhaustive, as_json=as_json)
-    document = document_of(text, plan)
-    if isinstance(document, Plan):
-        verdict = api.verify(document, exhaustive=exhaustive, full=full)
-    else:
-        verdict = api.verify_deployment(document, exhaustive=exhaustive)
+    judged = judge(plan, exhaustive=exhaustive, full=full)
     if as_json:
-        typer.echo(json.dumps(asdict(verdict), indent=2))
+        typer.echo(json.dumps(asdict(judged.verdict), indent=2))
     else:
-        show_verdict(terminal(), document, verdict)
-    raise typer.Exit(0 if verdict.ok else NOT_PROVED)
+        judged.show(terminal())
+    raise typer.Exit(0 if judged.verdict.ok else NOT_PROVED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from solver.cli.files import STANDARD, check_out, read_text, write_bytes, write_out
+from solver.cli.documents import read_front
+from solver.cli.files import STANDARD, check_out, write_bytes, write_out
 from solver.cli.options import HOW, asks
 from solver.cli.plans import OUTPUT, Force, Json, NoProgress, Out, Seed, TimeLimit, Workers, search_options
 from solver.errors import OutputError, SpecError
@@ -157,45 +157,3 @@ def _watch(saver: _Saver, *, silent: bool) -> Iterator[Callable[[FrontProgress],
             saver.now_and_then(progress)
 
         yield report
-
-
-def read_front(path: str) -> Front:
-    """The front of a file or of stdin.
-
-    Raises
-    ------
-    SpecError, PlanError
-        It cannot be read, or is no front document.
-    """
-    from solver.front import MAX_FRONT_BYTES, Front
-
-    return Front.parse(read_text(path, MAX_FRONT_BYTES), "stdin" if path == STANDARD else path)
-
-
-def is_front(text: str) -> bool:
-    """Whether a document says that it is a front."""
-    if '"front"' not in text:
-        return False
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and document.get("kind") == "front"
-
-
-def verify_front(text: str, path: str, *, exhaustive: bool, as_json: bool) -> int:
-    """Judge a front document, show the verdict, and say the exit code."""
-    from dataclasses import asdict
-
-    from solver import api
-    from solver.front import Front
-    from solver.report.terminal import terminal
-    from solver.report.verdict import show_front_verdict
-
-    front = Front.parse(text, "stdin" if path == STANDARD else path)
-    verdict = api.verify_front(front, exhaustive=exhaustive)
-    if as_json:
-        typer.echo(json.dumps(asdict(verdict), indent=2))
-    else:
-        show_front_verdict(terminal(), front, verdict)
-    return 0 if verdict.ok else NOT_PROVED

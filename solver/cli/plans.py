@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from solver.cli.files import STANDARD, check_out, read_text, write_binary, write_out
+from solver.cli.documents import read_either
+from solver.cli.files import STANDARD, check_out, write_binary, write_out
 from solver.cli.options import HOW, asks
 from solver.errors import PlanError, SpecError, StrategyError
 
 if TYPE_CHECKING:
     from solver.api import SolveOptions
     from solver.ask import Ask
-    from solver.deployment import DeploymentPlan
     from solver.plan import Plan
     from solver.specs.spec import Spec
 
@@ -208,68 +208,6 @@ def one_strategy(label: str | None, strategy: str | None) -> str:
     if text is None:
         raise StrategyError("name a strategy: a label such as EP64-TP8-PP2-DP2, or --strategy attn_tp=8,attn_dp=64,...")
     return text
-
-
-def read_plan(path: str) -> Plan:
-    """The plan of a file or of stdin.
-
-    Raises
-    ------
-    SpecError, PlanError
-        It cannot be read, or is no plan document.
-    """
-    from solver.plan import MAX_PLAN_BYTES
-
-    return plan_of(read_text(path, MAX_PLAN_BYTES), path)
-
-
-def plan_of(text: str, path: str) -> Plan:
-    """The plan of a text that was read from `path`.
-
-    Raises
-    ------
-    PlanError
-        It is no plan document.
-    """
-    from solver.plan import Plan
-
-    return Plan.parse(text, "stdin" if path == STANDARD else path)
-
-
-def read_either(path: str) -> Plan | DeploymentPlan:
-    """The plan, or the deployment, of a file or of stdin: the document says which it is.
-
-    Raises
-    ------
-    SpecError, PlanError
-        It cannot be read, or is neither.
-    """
-    from solver.plan import MAX_PLAN_BYTES
-
-    return document_of(read_text(path, MAX_PLAN_BYTES), path)
-
-
-def document_of(text: str, path: str) -> Plan | DeploymentPlan:
-    """The plan, or the deployment, of a text that was read from `path`.
-
-    Raises
-    ------
-    PlanError
-        It is neither.
-    """
-    import json
-
-    from solver.deployment import DeploymentPlan
-
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        document = None  # the plan's own reader says what is wrong
-    if isinstance(document, dict) and document.get("kind") in ("expert-placement", "expert-slot-budget"):
-        raise PlanError(f"{path} holds expert maps, not a plan; name the loads they were made for with --loads")
-    if isinstance(document, dict) and document.get("kind") == "deployment":
-        return DeploymentPlan.parse(text, "stdin" if path == STANDARD else path)
-    return plan_of(text, path)
 
 
 def placement(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from solver.cli.files import STANDARD, check_out, write_out
+from solver.cli.answers import Output
+from solver.cli.files import check_out
 from solver.cli.options import LIMITS, asks
 from solver.cli.plans import (
     EXIT_OF_STATUS,
@@ -42,7 +43,8 @@ def deploy(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="throughput (default), efficiency, or gpus: the fewest for --request-rate (default with it).",
+            help="throughput (default), efficiency, gpus: the fewest for --request-rate (default with it), or cost: "
+            "the least money for it (default with --price).",
             rich_help_panel=LIMITS,
             show_default=False,
         ),
@@ -80,36 +82,24 @@ def deploy(
     options = search_options(time_limit, workers, seed)
     sites, prices = _sites(ask, price or [])
     from dataclasses import replace
+    from functools import partial
 
     from solver import api
     from solver.plan import NoPlan
-    from solver.report.answer import show_no_plan
     from solver.report.deployment import show_deployment
     from solver.report.progress import watch
-    from solver.report.terminal import terminal
     from solver.specs.deploying import Deploying
 
     goal = _goal(objective, request_rate, prices)
     words = {"mode": mode, "goal": goal, "request_rate": request_rate, "max_shapes": max_shapes, "prices": prices}
     asked = Deploying.read({name: value for name, value in words.items() if value is not None}, "options")
-    with watch("gpus" if goal == "cost" else goal, silent=no_progress) as on_progress:
+    with watch(goal, silent=no_progress) as on_progress:
         answer = api.deploy(sites, asked, replace(options, on_progress=on_progress))
+    output = Output(out, force, as_json, no_progress)
     if isinstance(answer, NoPlan):
-        if as_json:
-            typer.echo(answer.model_dump_json(indent=2))
-        else:
-            show_no_plan(terminal(), answer)
-        if out not in (None, STANDARD) and not no_progress:
-            typer.echo(f"no deployment, so {out} is not written", err=True)
-        raise typer.Exit(EXIT_OF_STATUS[answer.status])
-    if out is not None:
-        write_out(out, [answer.model_dump_json(indent=2), "\n"], force=force)
-        if out != STANDARD and not no_progress:
-            typer.echo(f"deployment written to {out}", err=True)
-    if as_json and out != STANDARD:
-        typer.echo(answer.model_dump_json(indent=2))
-    elif out != STANDARD:
-        show_deployment(terminal(), answer)
+        output.deliver_none(answer, "deployment")
+    else:
+        output.deliver(answer, "deployment", partial(show_deployment, deployment=answer))
     raise typer.Exit(EXIT_OF_STATUS[answer.status])
 
 
@@ -121,13 +111,20 @@ def _goal(objective: str | None, request_rate: float | None, prices: tuple[float
     SpecError
         An objective that deployments do not have, or one that contradicts the demand.
     """
-    known = ("throughput", "efficiency", "gpus")
+    known = ("throughput", "efficiency", "gpus", "cost")
     if objective is not None and objective not in known:
         raise SpecError(f"--objective {objective[:60]!r}: a deployment has {', '.join(known)}; solve has the others")
     if request_rate is not None and not (math.isfinite(request_rate) and request_rate > 0):
         raise SpecError(f"--request-rate {request_rate:g}: give requests per second, more than 0")
-    if prices and objective not in (None, "gpus"):
-        raise SpecError(f"--price asks for the least money for a --request-rate, not for --objective {objective}")
+    if prices and objective not in (None, "cost"):
+        raise SpecError(
+            f"--price asks for the least money for a --request-rate, --objective {objective} for something else: leave "
+            "one of them out"
+        )
+    if prices and request_rate is None:
+        raise SpecError("--price asks for the least money for a --request-rate: give the requests per second, too")
+    if objective == "cost" and not prices:
+        raise SpecError("--objective cost needs the price of a GPU per hour: --price CLUSTER=PRICE")
     if prices:
         return "cost"
     return objective or ("throughput" if request_rate is None else "gpus")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from solver.cli.files import STANDARD, check_out, write_out
+from solver.cli.answers import Output
+from solver.cli.files import check_out
 from solver.cli.options import asks
 from solver.cli.plans import (
     EXIT_OF_STATUS,
@@ -23,7 +24,6 @@ from solver.errors import SpecError
 
 if TYPE_CHECKING:
     from solver.ask import Ask
-    from solver.scenarioplan import ScenarioPlan
     from solver.specs.scenarios import Over, Scenarios
 
 WHICH = "Scenarios"
@@ -75,30 +75,21 @@ def solve_scenarios(
     asked, way = _asked(scenarios, scenarios_from_trace, num_scenarios), _over(over)
     problem = ask.problem()
     from dataclasses import replace
+    from functools import partial
 
     from solver import api
     from solver.cli import program
-    from solver.report.answer import show_no_plan
     from solver.report.progress import watch
     from solver.report.scenarios import show_scenarios
-    from solver.report.terminal import terminal
     from solver.scenarioplan import ScenarioPlan
 
     with watch(problem.objective.name, silent=no_progress) as on_progress:
         answer = api.solve_scenarios(problem, asked, way, replace(options, on_progress=on_progress))
+    output = Output(out, force, as_json, no_progress)
     if isinstance(answer, ScenarioPlan):
-        if out is not None:
-            write_out(out, [answer.model_dump_json(indent=2), "\n"], force=force)
-            if out != STANDARD and not no_progress:
-                typer.echo(f"scenario plan written to {out}", err=True)
-    elif out not in (None, STANDARD) and not no_progress:
-        typer.echo(f"no plan, so {out} is not written", err=True)
-    if as_json and out != STANDARD:
-        typer.echo(answer.model_dump_json(indent=2))
-    elif not isinstance(answer, ScenarioPlan):
-        show_no_plan(terminal(), answer)
-    elif out != STANDARD:
-        show_scenarios(terminal(), answer, program(), out)
+        output.deliver(answer, "scenario plan", partial(show_scenarios, plan=answer, program=program(), out=out))
+    else:
+        output.deliver_none(answer, "plan")
     raise typer.Exit(EXIT_OF_STATUS[answer.status])
 
 
@@ -123,32 +114,3 @@ def _over(text: str) -> Over:
     if text == "regret":
         return "regret"
     raise SpecError(f"--over {text[:60]!r}: give expected or regret")
-
-
-def scenario_plan(text: str, where: str) -> ScenarioPlan | None:
-    """The document where it says that it is one; None where it is something else, or nothing at all."""
-    if '"scenario-plan"' not in text[:200]:
-        return None
-    from solver.scenarioplan import ScenarioPlan
-
-    return ScenarioPlan.parse(text, where)
-
-
-def verify_scenarios(path: str, text: str, *, exhaustive: bool, as_json: bool) -> None:
-    """Judge a plan for several scenarios and leave with the exit code; does nothing where the text is no such plan."""
-    import json
-    from dataclasses import asdict
-
-    document = scenario_plan(text, "stdin" if path == STANDARD else path)
-    if document is None:
-        return
-    from solver import api
-    from solver.report.terminal import terminal
-    from solver.report.verdict import show_scenario_verdict
-
-    verdict = api.verify(document, exhaustive=exhaustive)
-    if as_json:
-        typer.echo(json.dumps(asdict(verdict), indent=2))
-    else:
-        show_scenario_verdict(terminal(), document, verdict)
-    raise typer.Exit(0 if verdict.ok else EXIT_OF_STATUS["FEASIBLE"])

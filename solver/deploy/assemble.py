@@ -17,6 +17,8 @@ from solver.deployment import (
     ModeClaim,
     PoolMetrics,
     SizeClaim,
+    deployment_warnings,
+    idle_text,
     instance_problem,
     whole_rate,
 )
@@ -24,15 +26,8 @@ from solver.plan import Plan
 from solver.search.assemble import assemble
 from solver.search.program import SearchLimits
 from solver.search.run import DEFAULT_WORKERS, SearchOptions
-from solver.specs.deploying import NHZ, Deploying, Goal
+from solver.specs.deploying import NHZ, UNITS, Deploying
 from solver.specs.problem import Problem, Role
-
-UNITS: dict[Goal, str] = {
-    "throughput": "requests per 10^9 s",
-    "efficiency": "requests per 10^9 s and GPU",
-    "gpus": "GPUs",
-    "cost": "millionths of the price unit per hour",
-}
 
 
 def assemble_deployment(
@@ -55,7 +50,7 @@ def assemble_deployment(
         )
         for size in sorted(mix.counts, key=lambda size: size.sort_key)
     )
-    sign = 1 if asked.goal in ("throughput", "efficiency") else -1
+    sign = 1 if asked.wants_more else -1
     bounds = [front.bound for front in outcome.fronts if front.bound is not None]
     bound = max(bounds, key=lambda b: sign * b, default=mix.value)
     budget = sum(problem.gpu_budget for problem in problems)
@@ -66,8 +61,8 @@ def assemble_deployment(
         problems=tuple(problems),
         groups=groups,
         metrics=_metrics(problems, asked, mix, groups),
-        idle=_idle(asked, budget - mix.gpus, budget),
-        warnings=_warnings(problems, groups),
+        idle=idle_text(asked, outcome.status, budget - mix.gpus, budget),
+        warnings=deployment_warnings(problems, groups),
         certificate=DeploymentCertificate(
             status=outcome.status,
             goal=asked.goal,
@@ -143,25 +138,3 @@ def pool_metrics(role: Role, groups: Sequence[InstanceGroup], rate_nhz: int) -> 
         mean_ttft_ns=-(-sum(rate * metrics.ttft_ns for rate, metrics in shares) // max(1, offered)),
         mean_tpot_ns=-(-sum(rate * metrics.tpot_ns for rate, metrics in shares) // max(1, offered)),
     )
-
-
-def _idle(asked: Deploying, idle: int, budget: int) -> str:
-    if idle == 0:
-        return ""
-    if asked.goal == "throughput":
-        return f"{idle} of {budget} GPUs stay idle: no mix of instances serves more with them"
-    if asked.goal == "efficiency":
-        return f"{idle} of {budget} GPUs stay idle: with more of them each would serve no more"
-    return f"{idle} of {budget} GPUs are not needed for {asked.request_rate:g} requests/s"
-
-
-def _warnings(problems: Sequence[Problem], groups: Sequence[InstanceGroup]) -> tuple[str, ...]:
-    """What holds for every instance, once; and what a deployment leaves out."""
-    found = list(dict.fromkeys(sentence for group in groups for sentence in group.plan.warnings))
-    if any(problem.workload.concurrency is not None for problem in problems):
-        found.append(
-            "The workload's concurrency is not used: a deployment serves a stream of requests with every slot busy."
-        )
-    if any(group.size.role == "prefill" for group in groups):
-        found.append("KV cache travels over one GPU's outermost link per request; several links would take less.")
-    return tuple(found)

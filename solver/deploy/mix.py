@@ -7,6 +7,7 @@ arc of length g an instance of g GPUs in it, larger instances first.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,12 +16,15 @@ from ortools.sat.python import cp_model
 from solver.deployment import EFFICIENCY_STEP, ROLES, InstanceSize, shares_domain, whole_rate
 from solver.search.choice import Expr
 from solver.search.interrupts import keeping_interrupts
+from solver.search.loop import INTERRUPT_MARGIN_S
 from solver.search.program import SearchLimits
 from solver.specs.deploying import Deploying, Mode
 from solver.specs.problem import Problem
 
 MAX_TOTAL = 2**61
 """Sums that CP-SAT adds up stay below this."""
+MIN_SOLVE_S = 0.05
+"""Every solve gets at least so long."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class MixProgram:
         self.rate = self._rate()
         self.is_impossible = False
         """Proved by :meth:`solve`: no mix does what is asked."""
+        self.ends: float | None = None
+        """When :meth:`solve` must be done."""
 
     def _most(self, size: InstanceSize) -> int:
         problem = self.problems[size.site]
@@ -143,6 +149,7 @@ class MixProgram:
 
     def solve(self, limits: SearchLimits, ties: Sequence[Expr]) -> Mix | None:
         """The best mix, ties broken by these expressions (smaller is better); None when none reaches the demand."""
+        self.ends = None if limits.time_s is None else time.monotonic() + limits.time_s
         if not self.count:
             self.is_impossible = True
             return None
@@ -186,8 +193,7 @@ class MixProgram:
             self.model.add(self.rate >= step * EFFICIENCY_STEP * self.gpus).only_enforce_if(enough)
             self.model.add_assumptions([enough])
             self.model.clear_objective()  # type: ignore[no-untyped-call]
-            solver = _solver(limits)
-            status = _status(solver, self.model)
+            solver, status = self._run(limits)
             self.model.clear_assumptions()
             if status in ("OPTIMAL", "FEASIBLE"):
                 reached = max(step, solver.value(self.rate) // (EFFICIENCY_STEP * solver.value(self.gpus)))
@@ -218,8 +224,7 @@ class MixProgram:
         found: Mix | None = None
         for target in (first, *others):
             self.model.minimize(target)
-            solver = _solver(limits)
-            status = _status(solver, self.model)
+            solver, status = self._run(limits)
             if status not in ("OPTIMAL", "FEASIBLE"):
                 self.is_impossible = found is None and status == "INFEASIBLE"
                 return found
@@ -236,6 +241,24 @@ class MixProgram:
             for size, count in self.count.items():
                 self.model.add_hint(count, found.counts.get(size, 0))
         return found
+
+    def _run(self, limits: SearchLimits) -> tuple[cp_model.CpSolver, str]:
+        """Solve the model as it stands.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            CP-SAT, which takes Ctrl-C for itself, stopped unproved before its time.
+        """
+        begun = time.monotonic()
+        left = None if self.ends is None else max(MIN_SOLVE_S, self.ends - begun)
+        solver = _solver(replace(limits, time_s=left))
+        with keeping_interrupts():
+            status = solver.status_name(solver.solve(self.model))
+        is_late = left is not None and time.monotonic() - begun >= left - INTERRUPT_MARGIN_S
+        if status in ("FEASIBLE", "UNKNOWN") and not is_late:
+            raise KeyboardInterrupt
+        return solver, status
 
     def _chosen(self, solver: cp_model.CpSolver) -> dict[InstanceSize, int]:
         chosen = {size: solver.value(count) for size, count in self.count.items()}
@@ -266,11 +289,6 @@ def total(terms: Iterable[Expr]) -> Expr:
     return sum(terms, 0)
 
 
-def _status(solver: cp_model.CpSolver, model: cp_model.CpModel) -> str:
-    with keeping_interrupts():
-        return solver.status_name(solver.solve(model))
-
-
 def _solver(limits: SearchLimits) -> cp_model.CpSolver:
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = limits.workers
@@ -279,5 +297,5 @@ def _solver(limits: SearchLimits) -> cp_model.CpSolver:
     solver.parameters.relative_gap_limit = 0.0
     solver.parameters.absolute_gap_limit = 0.0
     if limits.time_s is not None:
-        solver.parameters.max_time_in_seconds = max(0.01, limits.time_s)
+        solver.parameters.max_time_in_seconds = limits.time_s
     return solver

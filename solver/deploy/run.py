@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from solver.certificate import Status
 from solver.deploy.mix import Mix, MixProgram
@@ -19,21 +19,27 @@ from solver.deployment import (
     ROLES,
     InstanceSize,
     instance_problem,
+    least_value,
     pool_problem,
     rate_nhz,
     rate_unit,
     replaces,
     whole_rate,
 )
-from solver.errors import SpecError
-from solver.search.loop import Loop, Outcome, Progress
+from solver.search.loop import INTERRUPT_MARGIN_S, Loop, Outcome, Progress
 from solver.search.program import SearchLimits
 from solver.search.run import DEFAULT_WORKERS, SearchOptions
-from solver.specs.deploying import NHZ, Deploying, Mode
+from solver.specs.deploying import MICRO, NHZ, Deploying, Goal, Mode
 from solver.specs.problem import Problem
 
 MAX_SEEDS = 8
 """Sizes of one pool that are solved before the first mix."""
+MAX_FIRST_MIXES = 6
+"""Mixes of bounds and first plans that are tried for a first mix of plans."""
+MIN_MIX_S = 1.0
+"""A mix of plans gets at least so long, even after the time limit: without it there is no answer."""
+MIN_SHARE_S = 0.2
+"""A size is searched for at least so long."""
 
 
 @dataclass
@@ -44,7 +50,12 @@ class Known:
     rate: int = 0
     outcome: Outcome | None = None
     """The search that found it."""
+    is_started: bool = False
+    """A first plan was looked for."""
     is_searched: bool = False
+    """Looked at to the end."""
+    given_up: int = 0
+    """How often its share of the time ended before."""
     is_dominated: bool = False
     """Instances of a smaller size that is searched serve as much in its place."""
 
@@ -88,7 +99,7 @@ class DeployOutcome:
 class DeployProgress(Progress):
     """What a caller sees while it waits, in the goal's unit."""
 
-    better_is_more: bool = True
+    goal: Goal
 
     @property
     def gap(self) -> float | None:
@@ -97,9 +108,14 @@ class DeployProgress(Progress):
 
     def natural(self, integer: int) -> float:
         """Tokens per second (and GPU), GPUs, or price per hour."""
-        if self.objective == "gpus":
+        if self.goal == "gpus":
             return float(integer)
-        return integer * self.osl / NHZ
+        return integer / MICRO if self.goal == "cost" else integer * self.osl / NHZ
+
+    @property
+    def unit(self) -> str:
+        """What follows a natural value."""
+        return " per hour" if self.goal == "cost" else super().unit
 
 
 def deploy_search(
@@ -119,24 +135,28 @@ class _Search:
     options: SearchOptions
     on_progress: Callable[[Progress], None]
     known: dict[InstanceSize, Known] = field(default_factory=dict)
+    loops: dict[InstanceSize, Loop] = field(default_factory=dict)
+    """Searches of sizes that were begun and may go on."""
     mixes: int = 0
 
     def __post_init__(self) -> None:
-        for problem in self.problems:
-            check_question(problem)
         self.started = time.monotonic()
-        self.sign = 1 if self.asked.goal in ("throughput", "efficiency") else -1
+        self.sign = 1 if self.asked.wants_more else -1
         self.fronts = [Front(mode) for mode in self.asked.modes]
         self.unit_nhz = 1
 
     def run(self) -> DeployOutcome:
         """Refine the most promising mode until no other can be better."""
-        interrupted = False
+        interrupted, fewer = False, None
         try:
             self._bounds()
-            if len(self.fronts) > 1:
+            is_limited = self.options.time_limit_s is not None
+            if len(self.fronts) > 1 or is_limited:
                 for front in self.fronts:
-                    self._bound(front)
+                    self._mix_of_bounds(front, 4)
+                    front.is_closed = front.is_impossible
+            if is_limited:
+                self._begin()
             while not self._is_late():
                 promising = self._most_promising()
                 if promising is None:
@@ -144,11 +164,24 @@ class _Search:
                 self._refine(promising)
         except KeyboardInterrupt:
             interrupted = True
+            self._keep_what_is_there()
         outcome = self._outcome(interrupted)
         if outcome.status == "OPTIMAL" and self.asked.goal == "gpus":
-            outcome.one_fewer_nhz = self._one_fewer(outcome)
+            try:
+                fewer = self._one_fewer(outcome)
+            except KeyboardInterrupt:
+                outcome.interrupted = True
+        outcome.one_fewer_nhz, outcome.mixes = fewer, self.mixes
         outcome.wall_s = time.monotonic() - self.started
         return outcome
+
+    def _keep_what_is_there(self) -> None:
+        """After Ctrl-C: a mix of the plans so far for every mode; a second Ctrl-C ends that, too."""
+        try:
+            for front in self.fronts:
+                self._keep_best(front)
+        except KeyboardInterrupt:
+            return
 
     def _bounds(self) -> None:
         for site, problem in enumerate(self.problems):
@@ -176,6 +209,32 @@ class _Search:
 
     # --- one mode -----------------------------------------------------------------------------------------------------
 
+    def _begin(self) -> None:
+        """With little time: a first mix for every mode, of plans that closed forms find, before anything is proved.
+
+        The mode with the best bound goes first; once a mix is there, a mode that would come too late is left out.
+        """
+        for front in sorted(self.fronts, key=lambda front: -self.sign * (front.bound or 0)):
+            if front.is_closed or (self._best() is not None and self._is_late()):
+                continue
+            for _ in range(MAX_FIRST_MIXES):
+                if front.best is not None and self._is_late():
+                    break
+                # What is not known yet is taken at its bound, so the mix says which plan to look for next.
+                rates = {
+                    size: known.rate if known.is_started else known.bound
+                    for size, known in self.known.items()
+                    if known.is_started or not known.is_dominated
+                }
+                program = self._program(front.mode, rates, self.asked)
+                mix = program.solve(self._limits(MIN_MIX_S), ())
+                missing = [size for size in ({} if mix is None else mix.counts) if not self.known[size].is_started]
+                for size in missing:
+                    self._start(size)
+                self._keep_best(front)
+                if not missing:
+                    break
+
     def _refine(self, front: Front) -> None:
         """Solve the sizes that the best mix of bounds wants, then mix again."""
         if not front.is_seeded:
@@ -185,8 +244,10 @@ class _Search:
             front.is_closed = True  # impossible, or out of time with the last bound standing
             return
         wanted = [size for size in mix.counts if not self.known[size].is_searched]
-        for size in sorted(wanted, key=lambda size: size.sort_key):
-            self._solve(size)
+        # Those that were given up least often first, of these what fills most of the cluster.
+        wanted.sort(key=lambda size: (self.known[size].given_up, -size.gpus * mix.counts[size], size.sort_key))
+        for done, size in enumerate(wanted):
+            self._solve(size, len(wanted) - done)
             if self._is_late():
                 break
         self._keep_best(front)
@@ -199,30 +260,24 @@ class _Search:
         for site in range(len(self.problems)):
             for role in ROLES[front.mode]:
                 own = [size for size in self.known if size.site == site and size.role == role]
-                for _ in range(MAX_SEEDS):
-                    open_ = [
-                        size for size in own if not (self.known[size].is_searched or self.known[size].is_dominated)
-                    ]
+                for done in range(MAX_SEEDS):
+                    open_ = [size for size in own if not (self.known[size].is_settled or self.known[size].given_up)]
                     found = max((self.known[size].rate / size.gpus for size in own), default=0)
                     best = max(open_, key=lambda s: (self._efficiency(s), -s.gpus), default=None)
                     if best is None or self._efficiency(best) <= found or self._is_late():
                         break
-                    self._solve(best)
+                    self._solve(best, MAX_SEEDS - done)
 
     def _efficiency(self, size: InstanceSize) -> float:
         """Bound of the requests per GPU."""
         return self.known[size].bound / size.gpus
 
-    def _bound(self, front: Front) -> None:
-        self._mix_of_bounds(front)
-        front.is_closed = front.is_impossible
-
-    def _mix_of_bounds(self, front: Front) -> Mix | None:
+    def _mix_of_bounds(self, front: Front, sharers: int = 1) -> Mix | None:
         """The best mix if every size reached its bound, of searched sizes as far as possible."""
         open_ = {size for size, known in self.known.items() if not known.is_searched}
         bounds = {size: known.bound for size, known in self.known.items() if not known.is_dominated}
         program = self._program(front.mode, bounds, self.asked)
-        mix = program.solve(self._limits(), program.without(open_))
+        mix = program.solve(replace(self._limits(), time_s=self._share(sharers)), program.without(open_))
         serves = mix is not None and (mix.bound > 0 or self.sign < 0)
         if mix is not None and serves:
             front.bound = mix.bound
@@ -245,22 +300,24 @@ class _Search:
             if mix is None and gpus > 0 and program.count:
                 return None
             rates.append(0 if mix is None else mix.bound)
-        outcome.mixes = self.mixes
         return max(rates)
 
     def _mix_of_plans(self, mode: Mode, asked: Deploying) -> Mix | None:
         """The best mix of the plans at hand."""
         rates = {size: known.rate for size, known in self.known.items() if known.outcome is not None}
         program = self._program(mode, rates, asked)
-        mix = program.solve(self._limits(), program.plain())
+        mix = program.solve(self._limits(MIN_MIX_S), program.plain())
         return None if mix is None or mix.rate_nhz == 0 else mix
 
     def _program(self, mode: Mode, rates: Mapping[InstanceSize, int], asked: Deploying) -> MixProgram:
         self.mixes += 1
         return MixProgram(self.problems, asked, mode, rates, self.unit_nhz)
 
-    def _limits(self) -> SearchLimits:
-        return SearchLimits(self.options.workers or DEFAULT_WORKERS, self.options.seed, self._left())
+    def _limits(self, at_least_s: float = 0.0) -> SearchLimits:
+        """The time that is left, or a little more where a mix is worth it."""
+        left = self._left()
+        time_s = None if left is None else max(at_least_s, left)
+        return SearchLimits(self.options.workers or DEFAULT_WORKERS, self.options.seed, time_s)
 
     def _keep_best(self, front: Front) -> None:
         mix = self._mix_of_plans(front.mode, self.asked)
@@ -268,26 +325,56 @@ class _Search:
             front.best = mix
         self._report()
 
-    def _solve(self, size: InstanceSize) -> None:
-        known = self.known[size]
-        problem = instance_problem(self.problems[size.site], size)
-        outcome = Loop(problem, self._limits(), lambda _progress: None, None).run()
-        known.is_searched = True
+    # --- one size -----------------------------------------------------------------------------------------------------
+
+    def _loop(self, size: InstanceSize) -> Loop:
+        """The search for the best plan of a size, as far as it has come."""
+        if size not in self.loops:
+            problem = instance_problem(self.problems[size.site], size)
+            loop = self.loops[size] = Loop(problem, self._limits(), lambda _progress: None, None)
+            loop.outcome.bound = least_value(self.known[size].bound)
+        return self.loops[size]
+
+    def _start(self, size: InstanceSize) -> None:
+        """A first plan of a size."""
+        self.known[size].is_started = True
+        self._learn(size, self._loop(size).start())
+
+    def _solve(self, size: InstanceSize, sharers: int) -> None:
+        """The best plan of a size; where time is limited, within a share of what is left, one of so many and a rest."""
+        known, loop, begun, share = self.known[size], self._loop(size), time.monotonic(), self._share(sharers)
+        loop.allow(replace(self._limits(), time_s=share))
+        known.is_started = True
+        try:
+            outcome = loop.run()
+        finally:
+            self._learn(size, loop.outcome)
+        ran_out = share is not None and time.monotonic() - begun >= share - INTERRUPT_MARGIN_S
+        known.is_searched = outcome.status in ("OPTIMAL", "INFEASIBLE") or not ran_out
+        known.given_up += not known.is_searched
         if outcome.interrupted:
             raise KeyboardInterrupt
+        if known.is_searched:
+            del self.loops[size]
+
+    def _learn(self, size: InstanceSize, outcome: Outcome) -> None:
+        """Rate and bound of what a search has found so far."""
+        known = self.known[size]
         if outcome.best is not None:
             known.outcome, known.rate = outcome, rate_nhz(outcome.best.value)
-            known.bound = min(known.bound, rate_nhz(max(1, outcome.bound)))
-            self._rule_out(size)
-        elif outcome.status == "INFEASIBLE":
+        if outcome.status == "INFEASIBLE":
             known.bound = 0
+        else:
+            known.bound = min(known.bound, rate_nhz(max(1, outcome.bound)))
+        if known.rate:
+            self._rule_out(size)
 
     def _rule_out(self, size: InstanceSize) -> None:
         """Mark the sizes whose bound this one's plan reaches in their place."""
         domain = self.problems[size.site].cluster.domain_gpus
         rate = whole_rate(self.known[size].rate, size, self.unit_nhz)
         for other, known in self.known.items():
-            if known.is_searched or (other.site, other.role) != (size.site, size.role):
+            if other == size or known.is_searched or (other.site, other.role) != (size.site, size.role):
                 continue
             copies = replaces(size, other, domain)
             known.is_dominated |= copies * rate >= whole_rate(known.bound, other, self.unit_nhz)
@@ -339,6 +426,11 @@ class _Search:
         limit = self.options.time_limit_s
         return None if limit is None else max(0.05, limit - (time.monotonic() - self.started))
 
+    def _share(self, sharers: int) -> float | None:
+        """What one of so many gets of the time that is left, with a rest for what comes after them."""
+        left = self._left()
+        return None if left is None else max(MIN_SHARE_S, left / (sharers + 1))
+
     def _is_late(self) -> bool:
         left = self._left()
         return left is not None and left <= 0.05
@@ -355,30 +447,6 @@ class _Search:
                 time.monotonic() - self.started,
                 goal if goal != "cost" else "gpus",
                 self.problems[0].workload.osl,
-                self.sign > 0,
+                goal,
             )
         )
-
-
-def check_question(problem: Problem) -> None:
-    """Refuse what a deployment cannot be asked.
-
-    Raises
-    ------
-    SpecError
-        Pins, an exact number of GPUs, or an objective of single requests.
-    """
-    pins = problem.pins.given()
-    if pins:
-        name, value = next(iter(pins.items()))
-        raise SpecError(f"a deployment decides every degree: leave out {name} = {value} (solve takes it)")
-    if problem.gpus_exact is not None:
-        raise SpecError(f"a deployment uses at most so many GPUs: give --gpus {problem.gpus_exact} instead of exactly")
-    slo = problem.workload.slo
-    if slo.min_throughput is not None or slo.min_efficiency is not None:
-        raise SpecError(
-            "a least throughput or efficiency is a limit of solve; a deployment is sized by the requests per second "
-            "that it must serve"
-        )
-    if problem.role != "aggregated":
-        raise SpecError(f"the role {problem.role} is one pool; a deployment decides the roles of its instances")

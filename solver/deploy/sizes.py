@@ -30,7 +30,7 @@ SAFETY = 1 - 1e-12
 
 
 def size_bounds(problem: Problem, site: int) -> dict[InstanceSize, int]:
-    """Requests per 10^9 s that no instance of a size exceeds, by size; sizes without a possible plan are left out.
+    """Requests per 10^9 s that no instance of a size exceeds, by size; 0 for sizes without a possible plan.
 
     Parameters
     ----------
@@ -53,10 +53,8 @@ def size_bounds(problem: Problem, site: int) -> dict[InstanceSize, int]:
             continue
         gpus = packing.tp * packing.dp * packing.pp
         gpu_ns = float(least[packing.pp][of_attention[packing.tp, packing.dp]].min())
-        if not np.isfinite(gpu_ns):
-            continue
         size = InstanceSize(site=site, role=problem.role, gpus=gpus, domains=taken)
-        rate = int(gpus * NHZ * 10**9 / (gpu_ns * SAFETY)) + 1
+        rate = int(gpus * NHZ * 10**9 / (gpu_ns * SAFETY)) + 1 if np.isfinite(gpu_ns) else 0
         found[size] = max(found.get(size, 0), rate)
     return _with_fewer_domains(found)
 

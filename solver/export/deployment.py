@@ -24,6 +24,8 @@ AGAIN: dict[Role, str] = {
 """What to do where the plan of an engine is needed."""
 PORTS = 10
 """Ports of an instance."""
+ROUTER_PORT = 999
+"""Port of the router above the first instance's port: beyond those of all instances of a node."""
 DIGEST_DIGITS = 12
 """Digits of the plan's digest in file names."""
 ORDER_OF_LAUNCHER: dict[Engine, MeshOrder | None] = {
@@ -209,6 +211,11 @@ class Launch:
     def lead(self, instance: Instance) -> str:
         """Host of an instance's rank 0."""
         return self.host(instance.shares[0].node)
+
+    @property
+    def router_port(self) -> int:
+        """Port of the one address for all instances."""
+        return self.port + ROUTER_PORT
 
     def port_of(self, instance: Instance, offset: int = 0) -> int:
         """A port that no other instance on the same nodes uses; instances take blocks of :data:`PORTS`."""

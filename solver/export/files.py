@@ -98,3 +98,8 @@ def _item(item: Yaml, indent: int) -> str:
     if isinstance(item, Mapping) and item:
         return f"{pad}- {yaml_text(item, indent + 1).lstrip()}"
     return f"{pad}- {json.dumps(item)}"
+
+
+def listens(port: int) -> list[str]:
+    """Where a router listens, in the words of vLLM's and of SGLang's."""
+    return flags([("--host", "0.0.0.0"), ("--port", port)])

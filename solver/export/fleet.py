@@ -12,12 +12,10 @@ from itertools import chain
 from solver.errors import ExportError
 from solver.export import kubernetes, megatron, mpi, ranks, ray, sglang, slurm, torchrun, trtllm, vllm
 from solver.export.deployment import Deployment, Fleet
-from solver.export.files import Command, ExportFile, Yaml, comment_head, flags, node_script, yaml_text
+from solver.export.files import Command, ExportFile, Yaml, comment_head, listens, node_script, yaml_text
 from solver.export.nodes import node_files
 from solver.specs.problem import Role
 
-ROUTER_PORT = 999
-"""Port of the router above the first instance's port: beyond those of all instances of a node."""
 DISAGGREGATED = "disaggregated.yaml"
 LAST_PORT = 65535
 
@@ -31,7 +29,7 @@ def vllm_files(fleet: Fleet) -> list[ExportFile]:
             f"--port than {fleet.port}"
         )
     maps = {file.path: file for part in fleet.parts for file in vllm.map_files(part)}
-    shell = ("vllm-router", "--policy", "round_robin", *_address(fleet))
+    shell = ("vllm-router", "--policy", "round_robin", *listens(fleet.router_port))
     if fleet.is_disaggregated:
         urls = [*_listed(fleet, "prefill", "--prefill"), *_listed(fleet, "decode", "--decode")]
         shell = (*shell, "--vllm-pd-disaggregation", "--kv-connector", "nixl", *urls)
@@ -44,7 +42,7 @@ def sglang_files(fleet: Fleet) -> list[ExportFile]:
     """Scripts, expert locations, and SGLang's router."""
     sglang.check_pools([part.pool for part in fleet.parts])
     maps = [file for part in fleet.parts for file in sglang.map_files(part)]
-    shell = ("python3", "-m", "sglang_router.launch_router", *_address(fleet))
+    shell = ("python3", "-m", "sglang_router.launch_router", *listens(fleet.router_port))
     if fleet.is_disaggregated:
         prefill = [
             ("--prefill", f"http://{fleet.address(instance)}", str(fleet.port_of(instance, sglang.BOOTSTRAP_PORT)))
@@ -64,7 +62,7 @@ def trtllm_files(fleet: Fleet) -> list[ExportFile]:
         addresses = "".join(f"{fleet.address(instance)}\n" for instance in fleet.instances)
         note = comment_head(fleet.origin, "addresses of all instances, for the load balancer in front of them")
         return [*made, ExportFile("endpoints.txt", note + addresses)]
-    front: dict[str, Yaml] = {"hostname": "0.0.0.0", "port": fleet.port + ROUTER_PORT, "backend": "pytorch"}
+    front: dict[str, Yaml] = {"hostname": "0.0.0.0", "port": fleet.router_port, "backend": "pytorch"}
     for key, served in (("context_servers", fleet.serving("prefill")), ("generation_servers", fleet.serving("decode"))):
         front[key] = {"num_instances": len(served), "urls": [fleet.address(instance) for instance in served]}
     shell = ("trtllm-serve", "disaggregated", "-c", DISAGGREGATED)
@@ -84,10 +82,6 @@ def megatron_files(fleet: Fleet) -> list[ExportFile]:
 
 def _scripts(fleet: Fleet, commands: Callable[[Deployment], list[Command]]) -> list[ExportFile]:
     return node_files(fleet.origin, fleet.hosts, [command for part in fleet.parts for command in commands(part)])
-
-
-def _address(fleet: Fleet) -> list[str]:
-    return flags([("--host", "0.0.0.0"), ("--port", fleet.port + ROUTER_PORT)])
 
 
 def _listed(fleet: Fleet, role: Role, flag: str) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from solver.errors import ExportError
 from solver.export.deployment import Deployment, Instance, NodeShare, Pool
-from solver.export.files import Command, ExportFile, flags, node_script
+from solver.export.files import Command, ExportFile, flags, listens, node_script
 from solver.export.nodes import node_files
 
 INIT_PORT, BOOTSTRAP_PORT = 1, 8
@@ -145,7 +145,7 @@ def commands(deployment: Deployment) -> list[Command]:
 def router(deployment: Deployment) -> Command:
     """The router in front of all instances."""
     urls = [f"http://{deployment.lead(i)}:{deployment.port_of(i)}" for i in deployment.instances]
-    words = ("python3", "-m", "sglang_router.launch_router", "--worker-urls", *urls)
+    words = ("python3", "-m", "sglang_router.launch_router", "--worker-urls", *urls, *listens(deployment.router_port))
     return Command(deployment.instances[0].shares[0].node, 0, (), words)
 
 

@@ -197,11 +197,6 @@ def check(deployment: Deployment) -> None:
         One sentence with the alternative.
     """
     pool = deployment.pool
-    if pool.role != "aggregated" and pool.strategy.pp > 1:
-        raise ExportError(
-            f"vLLM's NIXL connector moves KV cache between instances without pipeline stages, the {pool.role} "
-            f"instances have pp = {pool.strategy.pp}; deploy with --max-pp 1, or with --engine trtllm"
-        )
     if not needs_map(pool):
         return
     if pool.num_slots % pool.strategy.moe_ep:

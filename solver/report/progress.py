@@ -42,8 +42,7 @@ def _value(progress: Progress, integer: int) -> str:
     value = progress.natural(integer)
     if progress.objective in ("latency", "ttft", "tpot"):
         return short_ns(value)
-    units = {"throughput": " tokens/s", "efficiency": " tokens/s/GPU", "gpus": " GPUs"}
-    return f"{value:,.6g}{units.get(progress.objective, '')}"
+    return f"{value:,.6g}{progress.unit}"
 
 
 class _Line:

@@ -40,6 +40,8 @@ def _show(console: Console, what: str, verdict: Verification, gpus: int) -> None
     if verdict.configurations is not None:
         checked += f"; {plural(verdict.configurations, 'configuration')} enumerated"
     console.print(Text(f"{checked}: {', '.join(verdict.checks)}", style="dim"))
+    for words in verdict.unjudged:
+        console.print(Text(f"Not judged: {words}.", style="yellow"))
     if verdict.findings:
         console.print()
         bullets(console, [str(finding) for finding in verdict.findings], "red")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from solver.certificate import Iteration, Status
 from solver.cost.layers import Blocks
@@ -20,6 +20,7 @@ from solver.cost.limits import is_within, limits_of
 from solver.cost.metrics import Utopia, evaluate_times, natural_value, objective_value
 from solver.degrees import Domains, domains_of
 from solver.search.bounds import Bounds, MemoryCut, StrategyCut
+from solver.search.clock import Clocked
 from solver.search.incumbent import Scores, find_incumbent
 from solver.search.interrupts import keeping_interrupts
 from solver.search.program import Program, ProgramResult, SearchLimits
@@ -34,6 +35,8 @@ MAX_TURNS = 200
 """Turns after which the loop reports what it has (each adds at least one cut; a handful is normal)."""
 
 
+UNITS = {"throughput": " tokens/s", "efficiency": " tokens/s/GPU", "gpus": " GPUs"}
+"""Of objectives that are no times."""
 INTERRUPT_MARGIN_S = 0.05
 """A solve that ends unproved so long before its limit was interrupted."""
 
@@ -53,6 +56,11 @@ class Progress:
     def natural(self, integer: int) -> float:
         """An objective integer in the unit of its metric."""
         return natural_value(self.objective, integer, self.osl)
+
+    @property
+    def unit(self) -> str:
+        """What follows a natural value; empty where the value is a time, or a share."""
+        return UNITS.get(self.objective, "")
 
     @property
     def gap(self) -> float | None:
@@ -94,7 +102,7 @@ class Beyond:
         return value <= self.at_most and all(strategy.degrees != other.degrees for other in self.taken)
 
 
-class Loop:
+class Loop(Clocked[Outcome]):
     """One run of the loop on one problem."""
 
     waived: frozenset[str] = frozenset()
@@ -111,30 +119,46 @@ class Loop:
     ) -> None:
         self.beyond, self.known = beyond, known
         self.started = time.monotonic()
-        self.problem, self.limits, self.on_progress, self.utopia = problem, limits, on_progress, utopia
-        self.deadline = self.started + (limits.time_s if limits.time_s is not None else 10**9)
+        self.problem, self.on_progress, self.utopia = problem, on_progress, utopia
+        self.allow(limits)
         self.leaves = Leaves(problem) if known is None else known.leaves
         self.cache = BlockCache(self.leaves) if known is None else known.cache
         self.bounds = Bounds(problem) if known is None else known.bounds
         at_least = 0 if known is None else known.at_least
         self.outcome = Outcome("UNKNOWN", None, at_least, domains_of(problem, self.waived))
+        self.is_started = False
 
-    def run(self) -> Outcome:
-        """Solve; Ctrl-C and the time limit end it with the best plan so far and its true gap."""
+    def start(self) -> Outcome:
+        """A first plan by closed forms, if they find one, and no proof; :meth:`run` goes on from it."""
         outcome = self.outcome
         shapes = [] if outcome.domains.is_empty else stage_shapes(self.problem, outcome.domains)
         if not shapes:
             outcome.status = "INFEASIBLE"
             return outcome
+        self._start(shapes)
+        self.is_started = True
+        outcome.status = "UNKNOWN" if outcome.best is None else "FEASIBLE"
+        self._meet()
+        return outcome
+
+    def _meet(self) -> None:
+        """A plan that reaches a proved bound is proved."""
+        outcome = self.outcome
+        if outcome.status == "FEASIBLE" and outcome.best is not None and outcome.bound >= outcome.best.value:
+            outcome.status, outcome.bound = "OPTIMAL", outcome.best.value
+
+    def run(self) -> Outcome:
+        """Solve; Ctrl-C and the time limit end it with the best plan so far and its true gap."""
+        outcome = self.outcome
         try:
-            self._start(shapes)
+            if not self.is_started and self.start().status == "INFEASIBLE":
+                return outcome
             self._prove()
         except KeyboardInterrupt:
             outcome.interrupted = True
             if outcome.status != "OPTIMAL":
                 outcome.status = "FEASIBLE" if outcome.best is not None else "UNKNOWN"
-        if outcome.status == "FEASIBLE" and outcome.best is not None and outcome.bound >= outcome.best.value:
-            outcome.status, outcome.bound = "OPTIMAL", outcome.best.value
+        self._meet()
         return outcome
 
     # --- parts --------------------------------------------------------------------------------------------------------
@@ -335,17 +359,6 @@ class Loop:
             return StrategyCut(strategy, None)
         weights = self.utopia.weights(self.problem.objective.latency_weight) if self.utopia else (0, 0)
         return StrategyCut(strategy, objective_value(self.problem.objective.name, figures, weights))
-
-    def _limits(self) -> SearchLimits:
-        if self.limits.time_s is None:
-            return self.limits
-        return replace(self.limits, time_s=max(0.01, self.deadline - time.monotonic()))
-
-    def _timed(self, call: Callable[[], ProgramResult]) -> ProgramResult:
-        begun = time.monotonic()
-        result = call()
-        self.outcome.program_s += time.monotonic() - begun
-        return result
 
     def _report(self, value: int | None, bound: int) -> None:
         best = self.outcome.best

@@ -63,6 +63,8 @@ class Verification:
     seconds: float
     records: int = 0
     """Ranks whose expanded records were compared with what their class holds."""
+    unjudged: tuple[str, ...] = ()
+    """Claims that are too large for the judge's own arithmetic: neither confirmed nor refuted."""
 
 
 def verify(plan: Plan | ScenarioPlan, *, exhaustive: bool = False, full: bool = False) -> Verification:

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 
 from solver.cost.closed_loop import predict_strategy
 from solver.cost.ledger import stage_ledgers
-from solver.cost.metrics import OBJECTIVE_UNITS, THROUGHPUT_SCALE, WEIGHTED_SCALE, Utopia, objective_value
+from solver.cost.metrics import (
+    NATURAL_UNITS,
+    OBJECTIVE_UNITS,
+    THROUGHPUT_SCALE,
+    WEIGHTED_SCALE,
+    Utopia,
+    objective_value,
+)
 from solver.cost.sources import operator_sources as sources_of
 from solver.degrees import domains_of
 from solver.plan import Breakdown, StageLedger
@@ -172,6 +179,7 @@ def objective(evidence: Evidence) -> Iterator[Finding]:
         ("the plan's objective", plan.objective.name, name),
         ("the certificate's objective", plan.certificate.objective_name, name),
         ("the certificate's unit", plan.certificate.objective_unit, OBJECTIVE_UNITS[name]),
+        ("the unit of the plan's objective", plan.objective.unit, NATURAL_UNITS[name]),
         ("the sense", plan.objective.sense, sense),
     ):
         if stated != true:
@@ -261,10 +269,16 @@ def status(evidence: Evidence) -> Iterator[Finding]:
 
 
 def space(evidence: Evidence) -> Iterator[Finding]:
-    """A proved optimum is one of the values that were searched."""
+    """The space is the problem's, and a proved optimum is one of the values that were searched."""
+    stated, known = evidence.plan.certificate.space, domains_of(evidence.problem)
+    if stated.name != evidence.problem.space.name:
+        yield Finding("space", f"the space is called {stated.name!r}, the problem's is {evidence.problem.space.name!r}")
+    for name, values in stated.domains.items():
+        if tuple(values) != tuple(getattr(known, name, ())):
+            yield Finding("space", f"the certificate's values of {name} are not those of the problem's space")
     if evidence.plan.status != "OPTIMAL":
         return
-    domains, s = domains_of(evidence.problem), evidence.strategy
+    domains, s = known, evidence.strategy
     for name, chosen, values in (
         ("attn_tp", s.attn_tp, domains.attn_tp),
         ("moe_tp", s.moe_tp, domains.moe_tp),

@@ -48,7 +48,7 @@ VERIFY_RULES: dict[str, str] = {
     "bound": "the bound is not above the value",
     "gap": "gap = (value - bound) / value",
     "status": "OPTIMAL if and only if the bound equals the value, else FEASIBLE; plan and certificate agree",
-    "space": "a plan claimed OPTIMAL lies in the space that it was proved on",
+    "space": "the space is the one that the problem asks for, and a plan claimed OPTIMAL lies in it",
     "alternatives": "each alternative is a plan of other degrees that holds, with its rank, value and terms as stated",
     "exhaustive-optimum": "no strategy of the space, with a placement that exists, is better than the claimed bound",
     "exhaustive-open": "no strategy of the space is left whose bound is below the claimed one and cannot be closed",
@@ -59,6 +59,8 @@ VERIFY_RULES: dict[str, str] = {
     "layout": "every instance has GPUs of its own: whole domains if it needs several, else a place inside one",
     "demand": "the requests that are asked for are served, with no more sizes per pool than asked",
     "deployment-metrics": "every sum over the instances is the one recomputed",
-    "mix": "no mix of instances at their claimed bounds is better than the deployment's bound",
+    "deployment-words": "the reason for idle GPUs and the warnings are the ones written again from the numbers",
+    "parameters": "versions and search parameters of the whole are those of its plans, and no gap counts as none",
+    "mix": "no mix of instances at their bounds is better than a mode's bound, and a mix of its plans has its value",
 }
 """Every rule of the judge: id -> what it demands. Those of :data:`solver.strategy.RULES` keep their ids."""

@@ -16,6 +16,7 @@ from solver.search.explain.constraints import (
     with_slo,
 )
 from solver.specs.problem import Problem
+from solver.specs.workload import Workload
 
 MEMORY_STEP_BYTES = 2**20
 """One MiB: below the error of any ledger."""
@@ -48,27 +49,14 @@ def axes_of(problem: Problem) -> dict[AxisName, Axis]:
         limit: int | None = getattr(workload.slo, name)
         if limit is not None:
             axes.append(Axis(name, "ns", 1, limit, _slo_at(problem, name)))
-    if workload.concurrency is not None and workload.concurrency > 1:
-        axes.append(
-            Axis(
-                "concurrency", "sequences", 1, workload.concurrency,
-                lambda value: problem.model_copy(update={"workload": with_concurrency(workload, value)}),
-            )
-        )  # fmt: skip
-    if workload.longest_isl > 1:
-        axes.append(
-            Axis(
-                "isl", "tokens", 1, workload.longest_isl,
-                lambda value: problem.model_copy(update={"workload": with_prompts(workload, value)}),
-            )
-        )  # fmt: skip
-    if workload.osl > 1:
-        axes.append(
-            Axis(
-                "osl", "tokens", 1, workload.osl,
-                lambda value: problem.model_copy(update={"workload": with_output(workload, value)}),
-            )
-        )  # fmt: skip
+    lengths: tuple[tuple[AxisName, str, int, Callable[[Workload, int], Workload]], ...] = (
+        ("concurrency", "sequences", workload.concurrency or 1, with_concurrency),
+        ("isl", "tokens", workload.longest_isl, with_prompts),
+        ("osl", "tokens", workload.osl, with_output),
+    )
+    for name, unit, asked, changed in lengths:
+        if asked > 1:
+            axes.append(Axis(name, unit, 1, asked, _workload_at(problem, changed)))
     return {axis.name: axis for axis in axes}
 
 
@@ -81,6 +69,10 @@ def with_gpus(problem: Problem, gpus: int) -> Problem:
     exactly = gpus if problem.gpus_exact is not None else None
     most = gpus if exactly is None and grown is problem.cluster else None
     return problem.model_copy(update={"cluster": grown, "gpus_exact": exactly, "gpus_at_most": most})
+
+
+def _workload_at(problem: Problem, changed: Callable[[Workload, int], Workload]) -> Callable[[int], Problem]:
+    return lambda value: problem.model_copy(update={"workload": changed(problem.workload, value)})
 
 
 def _slo_at(problem: Problem, name: AxisName) -> Callable[[int], Problem]:

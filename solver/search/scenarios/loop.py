@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from solver.certificate import Iteration, Status
 from solver.cost.metrics import natural_value
 from solver.cost.scenarios import Yardstick
+from solver.search.clock import Clocked
 from solver.search.loop import MAX_TURNS, ContradictionError, Loop, Progress
 from solver.search.program import SearchLimits
 from solver.search.scenarios.deployed import Deployed, Least, deploy, least
 from solver.search.scenarios.incumbent import JointScores, find_deployment
-from solver.search.scenarios.program import JointProgram, JointResult, Known
+from solver.search.scenarios.program import JointProgram, Known
 from solver.strategy import Strategy
 
 ROUNDING = 1e-9
@@ -54,7 +55,7 @@ class JointOutcome:
     blocks_s: float = 0.0
 
 
-class JointLoop:
+class JointLoop(Clocked[JointOutcome]):
     """One run on scenarios that each have a plan of their own (`loops` have run)."""
 
     def __init__(
@@ -65,8 +66,8 @@ class JointLoop:
         on_progress: Callable[[Progress], None],
     ) -> None:
         self.started = time.monotonic()
-        self.loops, self.yardstick, self.limits, self.on_progress = tuple(loops), yardstick, limits, on_progress
-        self.deadline = self.started + (limits.time_s if limits.time_s is not None else 10**9)
+        self.loops, self.yardstick, self.on_progress = tuple(loops), yardstick, on_progress
+        self.allow(limits)
         for loop in self.loops:
             loop.deadline = self.deadline
         own = yardstick.expected([loop.outcome.bound for loop in self.loops])
@@ -219,17 +220,6 @@ class JointLoop:
         if deployed.total is not None and (best is None or deployed.key < best.key):
             self.outcome.best = deployed
             self._report(deployed.total, self.outcome.bound)
-
-    def _limits(self) -> SearchLimits:
-        if self.limits.time_s is None:
-            return self.limits
-        return replace(self.limits, time_s=max(0.01, self.deadline - time.monotonic()))
-
-    def _timed(self, call: Callable[[], JointResult]) -> JointResult:
-        begun = time.monotonic()
-        result = call()
-        self.outcome.program_s += time.monotonic() - begun
-        return result
 
     def _report(self, value: int | None, bound: int) -> None:
         best = self.outcome.best
