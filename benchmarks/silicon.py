@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from recipes import MIXED, RANGE_RATIO, as_served
+from recipes import MIXED, RANGE_RATIO, ROW_WEIGHT, as_served
 
 from solver import evaluate
 from solver.api import predict, read_measurements
@@ -58,7 +58,7 @@ def through_evaluate(rows: tuple[Measurement, ...]) -> tuple[dict[str, tuple[flo
 def left_out(rows: tuple[Measurement, ...], by: str) -> dict[str, tuple[float, float]]:
     """(TTFT, TPOT) in ms by id, each predicted without its (LLM, GPU) pair."""
     base = catalog.load_calibration("default")
-    target = target_of(rows, base, RANGE_RATIO)
+    target = target_of(rows, base, RANGE_RATIO, ROW_WEIGHT)
     pairs = [f"{row.llm}|{row.system}" if by == "name" else pair_of(row) for row in rows]
     folds = []
     for fold in folds_of(target, pairs, base, PRIORS, MIXED, workers=os.cpu_count() or 1):
