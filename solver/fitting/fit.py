@@ -17,6 +17,7 @@ from solver.specs.calibration import Calibration
 TPOT_SCALE = 0.12
 """Relative error beyond which a TPOT counts less than its square: repeats of one deployment differ by about as much."""
 TTFT_SCALE = 0.15
+"""The same of a TTFT: queueing makes it the noisier of the two."""
 LARGEST_LOG = 2.0
 """Over-predictions beyond e^2 count as e^2, so that no outlier overflows."""
 PAIR_ROWS = 30.0
