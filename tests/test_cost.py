@@ -356,7 +356,7 @@ def test_skewed_loads_touch_fewer_experts() -> None:
 def test_unknown_popularity_touches_fewer_experts() -> None:
     experts = leaves_of(calibration={"routing_skew": 1.0}).experts
     assert experts is not None
-    # Exponential popularity: 8 (1 - 1 / (1 + T / 4)). Four tokens: 4; twelve: 6. One token: its two choices are distinct.
+    # Exponential popularity: 8 (1 - 1 / (1 + T / 4)). Four tokens: 4; twelve: 6. One: its choices are distinct.
     assert float(experts.touched(*as_ints(1, 4))) == 4
     assert float(experts.touched(*as_ints(1, 12))) == pytest.approx(6)
     assert float(experts.touched(*as_ints(1, 1))) == 2

@@ -67,7 +67,7 @@ class Experts:
         """Expected distinct experts of a layer that so many tokens touch."""
         if self._skew > 0:
             mean = tokens * self.moe.top_k / self.moe.num_experts
-            untouched = (1 + self._skew * mean) ** (-1 / self._skew)
+            untouched: float = (1 + self._skew * mean) ** (-1 / self._skew)
             # The choices of one token are distinct, which independent popularities do not know.
             return max(self.moe.num_experts * (1 - untouched), float(min(tokens, 1) * self.moe.top_k))
         with np.errstate(under="ignore"):
@@ -77,7 +77,7 @@ class Experts:
         """Expected rows of the busiest rank / mean: placement imbalance times the sampling noise of routing.
 
         Experts of unknown popularity lie on the ranks in order: the rows of a rank of S experts then vary by
-        ``1 / mean + routing_skew / S`` instead of ``1 / mean``, relative and squared. Replicas are there to remove that.
+        ``1 / mean + routing_skew / S`` instead of ``1 / mean``, relative and squared. Replicas are there to remove it.
         """
         assignments = tokens * self.moe.top_k
         share = self.machine.calibration.routing_noise

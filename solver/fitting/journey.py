@@ -155,9 +155,7 @@ def around(base: Calibration) -> tuple[Coefficient, ...]:
     return tuple(found)
 
 
-def target_of(
-    rows: Sequence[Measurement], base: Calibration, range_ratio: float, row_weight: float = 1.0
-) -> Target:
+def target_of(rows: Sequence[Measurement], base: Calibration, range_ratio: float, row_weight: float = 1.0) -> Target:
     """What is fitted, pairs balanced against one another.
 
     `row_weight` multiplies every residual: below 1 where rows are not independent. The rows of one (LLM, GPU) pair err
