@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from recipes import MIXED, RANGE_RATIO, as_served
+from recipes import MIXED, RANGE_RATIO, ROW_WEIGHT, as_served
 
 from solver.api import read_measurements
 from solver.fitting.coefficients import PRIORS, Key, key_of
@@ -39,7 +39,7 @@ def main() -> None:
     asked = parser.parse_args()
     rows = as_served(read_measurements(asked.measured))
     base = catalog.load_calibration("default")
-    target = target_of(rows, base, RANGE_RATIO)
+    target = target_of(rows, base, RANGE_RATIO, ROW_WEIGHT)
     pairs = [pair_of(row) for row in rows]
     folds = []
     for fold in folds_of(target, pairs, base, PRIORS, MIXED, workers=os.cpu_count() or 1):

@@ -1,12 +1,12 @@
 """Predict TTFT and TPOT of a file of measured deployments through the public ``evaluate``, and score the predictions.
 
     python benchmarks/silicon.py MEASURED.csv --out predicted.csv
-    python benchmarks/silicon.py MEASURED.csv --out predicted.csv --leave-pairs-out [--by family]
+    python benchmarks/silicon.py MEASURED.csv --out predicted.csv --leave-pairs-out [--by family|llm|gpu]
 
 Without a flag the catalog's calibrations predict (they were fitted to the table that docs/accuracy.md names). With
 ``--leave-pairs-out`` every (LLM, GPU) pair is predicted by a calibration that has not seen it; ``--by family`` leaves
-out all names of one architecture with it (DeepSeek-V3 and R1, say). When a ``score.py`` lies beside MEASURED.csv it
-scores the file.
+out all names of one architecture with it (DeepSeek-V3 and R1, say), ``--by llm`` that architecture on every GPU, and
+``--by gpu`` every LLM on that GPU. When a ``score.py`` lies beside MEASURED.csv it scores the file.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from recipes import MIXED, RANGE_RATIO, as_served
+from recipes import MIXED, RANGE_RATIO, ROW_WEIGHT, as_served
 
 from solver import evaluate
 from solver.api import predict, read_measurements
@@ -58,12 +59,18 @@ def through_evaluate(rows: tuple[Measurement, ...]) -> tuple[dict[str, tuple[flo
 def left_out(rows: tuple[Measurement, ...], by: str) -> dict[str, tuple[float, float]]:
     """(TTFT, TPOT) in ms by id, each predicted without its (LLM, GPU) pair."""
     base = catalog.load_calibration("default")
-    target = target_of(rows, base, RANGE_RATIO)
-    pairs = [f"{row.llm}|{row.system}" if by == "name" else pair_of(row) for row in rows]
+    target = target_of(rows, base, RANGE_RATIO, ROW_WEIGHT)
+    name_of: dict[str, Callable[[Measurement], str]] = {
+        "name": lambda row: f"{row.llm}|{row.system}",
+        "family": pair_of,
+        "llm": lambda row: pair_of(row).rpartition(" on ")[0],
+        "gpu": lambda row: row.system,
+    }
+    pairs = [name_of[by](row) for row in rows]
     folds = []
     for fold in folds_of(target, pairs, base, PRIORS, MIXED, workers=os.cpu_count() or 1):
         folds.append(fold)
-        print(f"pair {len(folds)} of {len(set(pairs))}", file=sys.stderr)
+        print(f"fold {len(folds)} of {len(set(pairs))}", file=sys.stderr)
     found = unseen_predictions(target, folds) / 1e6
     return {row.id: (float(found[0, i]), float(found[1, i])) for i, row in enumerate(rows)}
 
@@ -100,7 +107,7 @@ def main() -> None:
     parser.add_argument("measured", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--leave-pairs-out", action="store_true")
-    parser.add_argument("--by", choices=("name", "family"), default="name")
+    parser.add_argument("--by", choices=("name", "family", "llm", "gpu"), default="name")
     parser.add_argument("--tables", action="store_true", help="also print Markdown tables of the errors")
     asked = parser.parse_args()
     try:

@@ -171,6 +171,10 @@ def _calibration(rng: random.Random) -> dict[str, Any]:
         "host_prefill": f"{rates.choice([0, 50])} us",
         "host_prefill_kernel": f"{rates.choice([0, 4])} us",
         "routing_noise": rates.choice([0.0, 0.4, 1.0]),
+        "routing_skew": rates.choice([0.0, 0.5]),
+        "grouped_gemm_share": rates.choice([0.7, 1.0]),
+        "elementwise_passes": rates.choice([0.0, 1.5]),
+        "roofline_power": rates.choice([None, 2.0]),
     }
 
 

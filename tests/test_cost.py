@@ -5,6 +5,7 @@ Hardware, LLM and workload are those of ``round_numbers.py``.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,29 @@ def test_the_head_runs_at_the_rate_of_its_rows() -> None:
     # One row, half rows 7: an eighth of 250: 200000 FLOP / 31.25 = 6400 ns, more than the 4080 of its bytes.
     ffn = leaves_of(calibration={"gemm_half_rows": 7.0}).ffn
     assert int(ffn.head_ns("prefill", *as_ints(1, 1))) == 6400 + 600
+
+
+@pytest.mark.parametrize(("power", "nanoseconds"), [(1.0, 70), (2.0, 50), (8.0, 41), (None, 40)])
+def test_near_the_ridge_computation_and_memory_overlap_in_part(power: float | None, nanoseconds: int) -> None:
+    # 10000 FLOP / 250 = 40 ns and 1500 bytes / 50 = 30 ns: their sum, the hypotenuse, 40.5 ns, the larger.
+    machine = leaves_of(calibration={} if power is None else {"roofline_power": power}).machine
+    assert gemm_ns(machine, 1, 10000, 1500) == nanoseconds
+
+
+def test_nothing_to_do_takes_no_time_under_a_smooth_roofline() -> None:
+    assert gemm_ns(leaves_of(calibration={"roofline_power": 2.0}).machine, 1, 0, 0) == 0
+
+
+def test_kernels_around_a_gemm_pass_its_activations_again() -> None:
+    # 40 ns of computation hide 500 bytes of activations (10 ns); two and a half passes more of them are not hidden.
+    machine = leaves_of(calibration={"elementwise_passes": 2.5}).machine
+    assert gemm_ns(machine, 1, 10000, 0, activation_bytes=np.array(500.0)) == 40 + 25
+
+
+def test_grouped_gemms_reach_a_share_of_the_rate() -> None:
+    # 10000 FLOP at 250/ns = 40 ns, at half of it 80.
+    machine = leaves_of(calibration={"grouped_gemm_share": 0.5}).machine
+    assert (gemm_ns(machine, 1, 10000, 0), gemm_ns(machine, 1, 10000, 0, is_grouped=True)) == (40, 80)
 
 
 @pytest.mark.parametrize(
@@ -329,6 +353,45 @@ def test_skewed_loads_touch_fewer_experts() -> None:
     assert float(experts.touched(*as_ints(1, 100))) == 2
 
 
+def test_unknown_popularity_touches_fewer_experts() -> None:
+    experts = leaves_of(calibration={"routing_skew": 1.0}).experts
+    assert experts is not None
+    # Exponential popularity: 8 (1 - 1 / (1 + T / 4)). Four tokens: 4; twelve: 6. One: its choices are distinct.
+    assert float(experts.touched(*as_ints(1, 4))) == 4
+    assert float(experts.touched(*as_ints(1, 12))) == pytest.approx(6)
+    assert float(experts.touched(*as_ints(1, 1))) == 2
+    assert float(experts.touched(*as_ints(1, 10**6))) == pytest.approx(8, rel=1e-4)
+    # Next to no skew: as uniform, 8 * (1 - exp(-3)) for many rare choices against 8 * (1 - 0.75^12).
+    nearly = leaves_of(calibration={"routing_skew": 1e-6}).experts
+    assert nearly is not None
+    assert float(nearly.touched(*as_ints(1, 12))) == pytest.approx(8 * (1 - math.exp(-3)), rel=1e-4)
+
+
+def test_declared_loads_leave_nothing_unknown() -> None:
+    workload = {"expert_loads": {"source": "test", "counts": [[1] * 8] * 4}}
+    plain, skewed = (leaves_of(workload=workload, calibration={"routing_skew": s}).experts for s in (0.0, 1.0))
+    assert plain is not None
+    assert skewed is not None
+    for tokens in (1, 4, 1000):
+        args = as_ints(2, tokens)
+        assert float(plain.touched(*args)) == float(skewed.touched(*args))
+        assert float(plain.load_factor(*args, np.array(10**6))) == float(skewed.load_factor(*args, np.array(10**6)))
+
+
+def test_unknown_popularity_leaves_ranks_uneven_however_many_tokens() -> None:
+    # Two ranks of four experts, 10^6 tokens, 10^6 rows on either: the noise of rows that vary by 10^-6 + 1/4, as of a
+    # mean of 4 (3.99998). Replicas are placed to remove it: 10^6 rows hardly vary.
+    calibration = {"routing_skew": 1.0, "routing_noise": 1.0}
+    args = as_ints(2, 10**6, 10**6)
+    skewed = leaves_of(calibration=calibration).experts
+    assert skewed is not None
+    expected = float(routing_noise(np.array(2), np.array(4.0)))
+    assert float(skewed.load_factor(*args)) == pytest.approx(expected, rel=1e-3)
+    replicated = leaves_of(calibration=calibration, redundant_experts=2).experts
+    assert replicated is not None
+    assert float(replicated.load_factor(*args)) < 1.001
+
+
 def test_grouped_gemms_by_hand() -> None:
     experts = leaves_of().experts
     assert experts is not None
@@ -364,6 +427,16 @@ def test_fewer_tokens_never_cost_more() -> None:
     assert experts is not None
     times = [int(experts.compute_ns(*as_ints(1, 2, tokens, 10**6))) for tokens in range(1, 200)]
     assert times == sorted(times)
+
+
+def test_fewer_tokens_never_cost_more_under_the_fitted_terms() -> None:
+    fitted = {"roofline_power": 2.0, "elementwise_passes": 1.5, "routing_skew": 0.5, "grouped_gemm_share": 0.7}
+    experts = leaves_of(calibration={"grouped_gemm_half_rows": 32.0, **fitted}).experts
+    assert experts is not None
+    times = [int(experts.compute_ns(*as_ints(1, 2, tokens, 10**6))) for tokens in range(1, 200)]
+    assert times == sorted(times)
+    factors = [int(experts.compute_ns(*as_ints(1, 2, 40, factor))) for factor in range(10**6, 3 * 10**6, 10**5)]
+    assert factors == sorted(factors)
 
 
 def test_a_single_rank_has_no_routing_noise() -> None:

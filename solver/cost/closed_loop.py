@@ -169,10 +169,10 @@ def capacity(leaves: Leaves, at: Deployment) -> Ints:
 def predict(leaves: Leaves, at: Deployment) -> ClosedLoop:
     """Closed-loop means of a deployment, or of many.
 
-    With `t_0` the TTFT of a request that waits for no other, `D_0 = osl t_decode` and `A` the prefill time of the
-    others in a cycle: the share ``phi = q + (1 - q) t_0 / (t_0 + D_0)`` of it delays the first token (`q` in bursts,
-    the rest in proportion), the other share falls between the tokens. Nothing is counted twice: the cycle is ``t_0 +
-    D_0 + A``.
+    With `t_0` the time to the first token of a request that waits for no other's prompt, `D_0 = osl t_decode` and `A`
+    the prefill time of the others in a cycle: the share ``phi = q + (1 - q) t_0 / (t_0 + D_0)`` of it delays the first
+    token (`q` in bursts, the rest in proportion), the other share falls between the tokens. Nothing is counted twice:
+    the cycle is ``t_0 + D_0 + A``, and what passes outside the engine, where no prefill can delay it.
     """
     calibration, passes = leaves.problem.calibration, _Passes(leaves, at)
     offered: Floats = np.maximum(1.0, at.concurrency / at.replicas)
@@ -192,11 +192,12 @@ def predict(leaves: Leaves, at: Deployment) -> ClosedLoop:
     else:
         _, lost = passes.prefill_ns(together)
     others: Floats = np.maximum(resident - 1, 0) / at.attn_dp * lost / together
-    first: Floats = calibration.request_overhead + one + decode * 1.0
+    # A request arrives in the middle of a step of the others, if there are any.
+    first: Floats = one + decode * (1 + (resident - 1) / resident / 2)
     tokens: Floats = at.osl * decode * 1.0
     burst = calibration.queue_share
     delaying = burst + (1 - burst) * first / (first + tokens)
-    ttft, decoding = first + delaying * others, tokens + (1 - delaying) * others
+    ttft, decoding = calibration.request_overhead + first + delaying * others, tokens + (1 - delaying) * others
     wait = np.maximum(offered - resident, 0) / resident * (ttft + decoding)
     return ClosedLoop(
         ttft_ns=ceil_int(ttft + wait),

@@ -33,6 +33,7 @@ class Experts:
         self._weight_bytes = num_bytes(self.llm.dtypes.experts)
         self._activation_bytes = num_bytes(self.llm.dtypes.activation)
         loads = problem.workload.expert_loads
+        self._skew = problem.calibration.routing_skew if loads is None else 0.0
         if loads is None:
             self._pick_le = np.full((1, self.moe.num_experts), self.moe.top_k / self.moe.num_experts)
         else:
@@ -48,24 +49,41 @@ class Experts:
         """Expected distinct experts that a full rank touches when the stage routes `tokens` tokens.
 
         ``slots_per_rank / slots * (sum_e 1 - (1 - p_e)^T + redundant)``, the mean over MoE layers; ``p_e`` is the
-        probability that a token picks expert e. Replicas of hot experts are taken as always touched.
+        probability that a token picks expert e. Where it is not known, it is drawn from a gamma distribution of mean
+        ``k / E`` and squared coefficient of variation ``s = routing_skew``: ``E (1 - (1 + s T k / E)^(-1/s))``.
+        Replicas of hot experts are taken as always touched.
         """
         distinct = np.unique(tokens)
         for value in distinct.tolist():
             if value not in self._touched:
-                with np.errstate(under="ignore"):
-                    self._touched[value] = float((1.0 - (1.0 - self._pick_le) ** value).sum(axis=1).mean())
+                self._touched[value] = self._distinct(value)
         by_tokens = np.array([self._touched[value] for value in distinct.tolist()])
         everywhere = by_tokens[np.searchsorted(distinct, tokens)] + self._redundant
         share = self.rank_slots(moe_ep)
         touched: Floats = np.minimum(share, share / self.slots * everywhere)
         return touched
 
+    def _distinct(self, tokens: int) -> float:
+        """Expected distinct experts of a layer that so many tokens touch."""
+        if self._skew > 0:
+            mean = tokens * self.moe.top_k / self.moe.num_experts
+            untouched: float = (1 + self._skew * mean) ** (-1 / self._skew)
+            # The choices of one token are distinct, which independent popularities do not know.
+            return max(self.moe.num_experts * (1 - untouched), float(min(tokens, 1) * self.moe.top_k))
+        with np.errstate(under="ignore"):
+            return float((1.0 - (1.0 - self._pick_le) ** tokens).sum(axis=1).mean())
+
     def load_factor(self, moe_ep: Ints, tokens: Ints, lambda_ppm: Ints) -> Floats:
-        """Expected rows of the busiest rank / mean: placement imbalance times the sampling noise of routing."""
+        """Expected rows of the busiest rank / mean: placement imbalance times the sampling noise of routing.
+
+        Experts of unknown popularity lie on the ranks in order: the rows of a rank of S experts then vary by
+        ``1 / mean + routing_skew / S`` instead of ``1 / mean``, relative and squared. Replicas are there to remove it.
+        """
         assignments = tokens * self.moe.top_k
         share = self.machine.calibration.routing_noise
-        noise = 1 + share * (routing_noise(moe_ep, assignments / moe_ep) - 1)
+        skew = 0.0 if self._redundant else self._skew
+        means = assignments / moe_ep
+        noise = 1 + share * (routing_noise(moe_ep, means / (1 + skew * means / self.rank_slots(moe_ep))) - 1)
         limit = moe_ep * np.minimum(self.moe.top_k, self.rank_slots(moe_ep)) / self.moe.top_k
         return np.minimum(lambda_ppm / PPM * noise, limit)
 

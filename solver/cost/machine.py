@@ -104,11 +104,28 @@ class Machine:
         return self.bytes_per_ns * (self.calibration.weight_only_memory if self.expands(dtype) else 1.0)
 
     def gemm_ns(self, gemm: Gemm) -> Ints:
-        """Roofline of a GEMM: its rate grows with its rows, its weights are read whatever the rows."""
+        """Roofline of a GEMM, and the kernels around it.
+
+        Its rate grows with its rows, its weights are read whatever the rows.
+        """
         half = self.calibration.grouped_gemm_half_rows if gemm.is_grouped else self.calibration.gemm_half_rows
-        rate = self.gemm_flop_per_ns(gemm.dtype, blocks=gemm.blocks) * gemm.rows / (gemm.rows + half)
-        moved = gemm.weight_bytes / self.weight_bytes_per_ns(gemm.dtype) + gemm.activation_bytes / self.bytes_per_ns
-        return ceil_int(np.maximum(gemm.flop / rate, moved)) + gemm.kernels * self.launch_ns
+        share = self.calibration.grouped_gemm_share if gemm.is_grouped else 1.0
+        rate = self.gemm_flop_per_ns(gemm.dtype, blocks=gemm.blocks) * share * gemm.rows / (gemm.rows + half)
+        activations = gemm.activation_bytes / self.bytes_per_ns
+        roofline = self._roofline(
+            gemm.flop / rate, gemm.weight_bytes / self.weight_bytes_per_ns(gemm.dtype) + activations
+        )
+        around = self.calibration.elementwise_passes * activations
+        return ceil_int(roofline + around) + gemm.kernels * self.launch_ns
+
+    def _roofline(self, compute: Floats, memory: Floats) -> Floats:
+        """The larger of the two, or a smooth maximum above it: near the ridge they overlap only in part."""
+        power = self.calibration.roofline_power
+        if power is None:
+            return np.maximum(compute, memory)
+        larger = np.maximum(np.maximum(compute, memory), 1e-300)
+        smooth: Floats = larger * ((compute / larger) ** power + (memory / larger) ** power) ** (1 / power)
+        return smooth
 
     def operator_ns(self, flop: Floats, num_bytes: Floats, flop_per_ns: Floats | float, kernels: int) -> Ints:
         """``max(flop / rate, bytes / bandwidth) + kernels * launch``, rounded up to ns."""

@@ -16,12 +16,11 @@ from solver.specs.calibration import Calibration
 
 TPOT_SCALE = 0.12
 """Relative error beyond which a TPOT counts less than its square: repeats of one deployment differ by about as much."""
-TTFT_SCALE = 0.25
-TTFT_WEIGHT = 0.5
-"""Factor of a TTFT's residual against a TPOT's (its square in the loss): queueing makes it the noisier of the two."""
+TTFT_SCALE = 0.15
+"""The same of a TTFT: queueing makes it the noisier of the two."""
 LARGEST_LOG = 2.0
 """Over-predictions beyond e^2 count as e^2, so that no outlier overflows."""
-PAIR_ROWS = 100.0
+PAIR_ROWS = 30.0
 """Rows of an (LLM, GPU) pair with which a residual has factor 1; it falls with the fourth root of the rows."""
 MOST_TURNS = 50
 """Most evaluations of the residuals."""
@@ -101,7 +100,7 @@ class _Residuals:
         known = np.any(np.isfinite(target.measured), axis=0, keepdims=True)[0]
         self.groups = tuple(group for group in target.groups if known[group.rows].any())
         self.scales = np.array([[TTFT_SCALE], [TPOT_SCALE]])
-        self.weight = np.array([[TTFT_WEIGHT], [1.0]]) * target.weights
+        self.weight = target.weights
 
     def _fit(self, z: Floats) -> Callable[[Key], Calibration]:
         return replace(self.begin, z=z).calibration
@@ -118,7 +117,7 @@ class _Residuals:
             ratio = np.log(predicted / self.target.measured[:, group.rows])
             scaled = np.expm1(np.minimum(ratio, LARGEST_LOG)) / self.scales
             robust = np.sign(scaled) * np.sqrt(2 * (np.sqrt(1 + scaled**2) - 1))
-            errors[:, group.rows] = np.nan_to_num(self.weight[:, group.rows] * robust)
+            errors[:, group.rows] = np.nan_to_num(self.weight[group.rows] * robust)
         return errors
 
     def residuals(self, z: Floats) -> Floats:

@@ -155,12 +155,16 @@ def around(base: Calibration) -> tuple[Coefficient, ...]:
     return tuple(found)
 
 
-def target_of(rows: Sequence[Measurement], base: Calibration, range_ratio: float) -> Target:
-    """What is fitted, pairs balanced against one another."""
+def target_of(rows: Sequence[Measurement], base: Calibration, range_ratio: float, row_weight: float = 1.0) -> Target:
+    """What is fitted, pairs balanced against one another.
+
+    `row_weight` multiplies every residual: below 1 where rows are not independent. The rows of one (LLM, GPU) pair err
+    together, so that a table of few pairs knows less about a new one than its number of rows suggests.
+    """
     times = [[row.ttft_ns or np.nan for row in rows], [row.tpot_ns or np.nan for row in rows]]
     measured = np.array(times, dtype=np.float64)
     pairs = [pair_of(row) for row in rows]
-    return Target(grouped(rows, base, range_ratio), measured, pair_weights(pairs))
+    return Target(grouped(rows, base, range_ratio), measured, row_weight * pair_weights(pairs))
 
 
 def errors(predicted: Floats, measured: Floats) -> Errors:

@@ -54,6 +54,12 @@ class Calibration(Spec):
     """Rows at which a GEMM reaches half of its efficiency; 0 switches the effect off."""
     grouped_gemm_half_rows: Rows
     """The same for a grouped GEMM, in rows per expert."""
+    grouped_gemm_share: Share = 1.0
+    """Rate of the experts' grouped GEMMs as a share of a plain GEMM of the same arithmetic."""
+    roofline_power: Annotated[float, Field(ge=1, le=64)] | None = None
+    """``p`` of a GEMM's time ``(compute^p + memory^p)^(1/p)``: 1 adds the two; absent takes the larger one."""
+    elementwise_passes: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Times that a GEMM's activations pass through memory again in the kernels around it, which nothing overlaps."""
     weight_only_compute: Share = 1.0
     """Rate of a GEMM that expands 4-bit weights on the fly, as a share of the 16-bit rate."""
     weight_only_memory: Share = 1.0
@@ -80,6 +86,8 @@ class Calibration(Spec):
     """Host work per kernel of a prefill pass: they are launched one by one, outside a captured graph."""
     routing_noise: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the sampling noise of routing that reaches the time of the experts."""
+    routing_skew: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Squared coefficient of variation of the experts' popularity where no loads are declared; 0 is uniform."""
     mixed_batches: bool = False
     """Whether the engine computes prompt chunks and decode tokens in one step; if not, decoding waits for prefills."""
     request_overhead: Nanoseconds = 0
