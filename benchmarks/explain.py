@@ -21,12 +21,12 @@ from dataclasses import dataclass
 
 from solver import Ask, ExplainOptions, NoPlan, Plan, SolveOptions, explain, solve, verify, verify_explanation
 from solver.explanation import Explanation, Relaxation
+from solver.legality import violations
 from solver.search.explain.axes import axes_of
 from solver.search.explain.constraints import Constraint, constraints_of, without
 from solver.search.explain.decide import AnyPlan
 from solver.search.program import SearchLimits
 from solver.specs.problem import Problem
-from solver.strategy import violations
 from solver.verify.exhaustive import Enumeration
 
 SEED = 7

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from solver.engines import ENGINE_MESH, wants_map
-from solver.specs.problem import ALL_REDUCES, DISPATCHES, AllReduce, Dispatch, MeshOrder, Pins, Problem
-from solver.strategy import (
+from solver.legality import (
     Violation,
     attn_tp_violations,
     dtype_violations,
-    max_prefill_batch,
     moe_ep_violations,
     moe_tp_violations,
-    num_slots,
     pool_stage_violations,
     speculation_violations,
 )
+from solver.specs.problem import ALL_REDUCES, DISPATCHES, AllReduce, Dispatch, MeshOrder, Pins, Problem
+from solver.strategy import max_prefill_batch, num_slots
 
 Knob = TypeVar("Knob", bound=str | bool)
 

@@ -1,4 +1,4 @@
-"""What serving engines can express, as facts with a source; :mod:`solver.strategy` makes rules of them.
+"""What serving engines can express, as facts with a source; :mod:`solver.legality` makes rules of them.
 
 Sources: the argument parsers, configuration code and model classes of vLLM 0.33, SGLang 0.5.23 and megatron-core 0.16,
 and the argument reference of TensorRT-LLM 1.2.

@@ -180,7 +180,7 @@ class ObjectiveClaim(Spec):
 
 
 class Placement(Spec):
-    """GPU-to-shard map by symmetry class: one instance plus the rank arithmetic of :class:`~solver.strategy.Packing`.
+    """GPU-to-shard map by symmetry class: one instance plus the rank arithmetic of :class:`~solver.packing.Packing`.
 
     Instance ranks are laid out by the strategy's mesh order into scale-up domains. `expert_maps[m][r]` lists the
     logical experts in the slots of expert-parallel rank r; `map_of_layer[i]` names the map of the i-th MoE layer.

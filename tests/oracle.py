@@ -1,6 +1,6 @@
 """The oracle: the optimum of a small problem by brute force over degrees *and* placements, in plain Python.
 
-It knows the rules (:func:`solver.strategy.violations`) and the leaf costs (``solver.cost``), and nothing of how the
+It knows the rules (:func:`solver.legality.violations`) and the leaf costs (``solver.cost``), and nothing of how the
 solver looks: no tables, no bounds, no OR-tools. Every strategy of the space ``all`` is combined with every split of the
 layers into stages, every dealing of the sequences to bins and every placement of the expert replicas.
 """
@@ -26,17 +26,9 @@ from solver.cost.leaves import PPM, Leaves
 from solver.cost.ledger import stage_ledgers
 from solver.cost.machine import Phase
 from solver.cost.metrics import Figures, Utopia, figures_of, objective_value
+from solver.legality import attn_tp_violations, moe_ep_violations, moe_tp_violations, violations
 from solver.specs.problem import ALL_REDUCES, MESH_ORDERS, ObjectiveName, Problem
-from solver.strategy import (
-    Packing,
-    Strategy,
-    attn_tp_violations,
-    moe_ep_violations,
-    moe_tp_violations,
-    num_slots,
-    packing_of,
-    violations,
-)
+from solver.strategy import Packing, Strategy, num_slots, packing_of
 
 EXCHANGES = (("gather", False), ("all_to_all", False), ("all_to_all", True))
 """(dispatch, overlap) pairs; overlap without all_to_all is illegal."""

@@ -14,7 +14,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "units"}),
     frozenset({"workers"}),
     frozenset({"specs"}),
-    frozenset({"engines", "packing", "strategy", "degrees"}),
+    frozenset({"engines", "packing", "strategy", "legality", "degrees"}),
     frozenset(
         {
             "certificate",
@@ -42,7 +42,10 @@ FLOORS: tuple[frozenset[str], ...] = (
 NEIGHBOURS = frozenset(
     {
         ("degrees", "strategy"),
-        ("strategy", "engines"),
+        ("degrees", "legality"),
+        ("legality", "engines"),
+        ("legality", "packing"),
+        ("legality", "strategy"),
         ("strategy", "packing"),
         ("degrees", "engines"),
         ("plan", "certificate"),
@@ -158,7 +161,7 @@ def test_the_search_is_imported_only_where_it_solves() -> None:
 def test_the_judge_knows_nothing_of_the_search() -> None:
     for path in MODULES:
         if room_of(path) in (
-            "verify", "audit", "cost", "specs", "strategy", "degrees", "plan", "certificate", "expertmap",
+            "verify", "audit", "cost", "specs", "strategy", "legality", "degrees", "plan", "certificate", "expertmap",
             "deployment",
             "scenarioplan",
             "explanation",

@@ -28,10 +28,11 @@ from solver.cost.layers import Blocks
 from solver.cost.leaves import Leaves
 from solver.cost.ledger import stage_ledgers
 from solver.errors import SolverError, SpecError
+from solver.legality import violations
 from solver.specs.catalog import load_calibration, load_cluster, load_llm, load_workload
 from solver.specs.problem import Problem
 from solver.specs.workload import Slo
-from solver.strategy import Strategy, parse_label, violations
+from solver.strategy import Strategy, parse_label
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "strategy.md"
 

@@ -18,10 +18,11 @@ from solver.cost.layers import Blocks
 from solver.cost.leaves import PPM, Leaves
 from solver.cost.lengths import Lengths
 from solver.cost.metrics import Figures, evaluate_times
+from solver.legality import violations
 from solver.specs.calibration import Calibration
 from solver.specs.llm import Llm
 from solver.specs.problem import ALL_REDUCES, Problem
-from solver.strategy import Strategy, packing_of, violations
+from solver.strategy import Strategy, packing_of
 
 MOE = {"num_experts": 8, "top_k": 2, "expert_width": 512}
 LLMS: dict[str, dict[str, Any]] = {

@@ -39,13 +39,14 @@ from solver.deployment import (
     whole_rate,
 )
 from solver.errors import SpecError
+from solver.legality import violations
 from solver.plan import NoPlan, Plan
 from solver.search.loop import Loop
 from solver.search.program import SearchLimits
 from solver.search.run import SearchOptions, search
 from solver.specs.deploying import NHZ, Mode
 from solver.specs.workload import Workload
-from solver.strategy import Strategy, violations
+from solver.strategy import Strategy
 from solver.verify.exhaustive import Enumeration
 
 LIMITS = SearchLimits(1, 0, None)

@@ -32,7 +32,7 @@ from solver.export import TARGETS, ExportOptions, sglang
 from solver.export.deployment import ROUTER_PORT
 from solver.export.fleet import FLEET_TARGETS
 from solver.export.ready import fleets_of
-from solver.strategy import violations
+from solver.legality import violations
 
 ENGINES = ("vllm", "sglang", "trtllm")
 ON_GPUS = ("torchrun", "slurm", "mpi", "ray", "csv", "jsonl")

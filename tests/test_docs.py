@@ -14,8 +14,8 @@ from typer.main import get_command
 
 from solver.audit import AUDIT_RULES
 from solver.cli import app
+from solver.legality import RULES
 from solver.specs import catalog
-from solver.strategy import RULES
 from solver.verify import VERIFY_RULES
 from solver.verify.expert_map import MAP_RULES
 from solver.verify.front import FRONT_RULES

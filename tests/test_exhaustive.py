@@ -21,9 +21,10 @@ from solver.cost.leaves import Leaves
 from solver.cost.ledger import stage_ledgers
 from solver.cost.metrics import evaluate_times, objective_value
 from solver.degrees import domains_of
+from solver.legality import violations
 from solver.specs.catalog import load_calibration, load_cluster, load_llm, load_workload
 from solver.specs.problem import MESH_ORDERS, OBJECTIVES, Pins, Problem, Space
-from solver.strategy import Strategy, num_slots, packing_of, violations
+from solver.strategy import Strategy, num_slots, packing_of
 from solver.verify import verify
 from solver.verify.blocks import BlockBounds, layer_lower, search_items, search_layer
 from solver.verify.exhaustive import Enumeration

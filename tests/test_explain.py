@@ -23,12 +23,12 @@ from problems import draw
 from solver import Plan, Vary, explain, solve, verify, verify_explanation, what_if
 from solver.errors import SpecError, StrategyError
 from solver.explanation import Explanation, Relaxation
+from solver.legality import violations
 from solver.search.explain.axes import axes_of
 from solver.search.explain.constraints import allowed_size, constraints_of, with_concurrency, with_prompts, without
 from solver.search.explain.decide import AnyPlan
 from solver.search.program import SearchLimits
 from solver.specs.problem import Objective, Pins, Problem, Space
-from solver.strategy import violations
 
 LIMITS = SearchLimits(1, 3, None)
 

@@ -20,8 +20,9 @@ from plans import build_plan, small_cluster, small_llm, small_problem, small_wor
 from solver import ExportError, Plan
 from solver.expansion import expand
 from solver.export import TARGETS, ExportOptions, bench_script, deployment_of, export
+from solver.legality import violations
 from solver.specs.workload import Workload
-from solver.strategy import Strategy, violations
+from solver.strategy import Strategy
 
 LOADS = {"source": "test", "counts": [[8, 1, 7, 2, 6, 3, 5, 4]] * 4}
 SEND: dict[str, Any] = {"decode_dispatch": "all_to_all", "prefill_dispatch": "all_to_all"}

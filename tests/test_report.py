@@ -15,13 +15,14 @@ from plans import build_plan, small_llm, small_problem, small_workload
 
 from solver import Plan, parse_label
 from solver.expansion import expand
+from solver.legality import violations
 from solver.report import html
 from solver.report.advice import collectives, recommendations
 from solver.report.document import Chart
 from solver.report.markdown import markdown
 from solver.report.sections import document_of
 from solver.report.terminal import compact
-from solver.strategy import Strategy, violations
+from solver.strategy import Strategy
 from solver.verify import verify
 
 pytest.importorskip("matplotlib", reason="charts need the report extra")

@@ -9,10 +9,11 @@ from solver.audit.claims import Claims
 from solver.audit.finding import Finding, Severity
 from solver.cost.layers import Blocks
 from solver.cost.leaves import Leaves, as_ints
+from solver.legality import Violation, violations
 from solver.specs.dtypes import num_bytes
 from solver.specs.llm import Llm
 from solver.specs.problem import Problem
-from solver.strategy import Strategy, Violation, violations
+from solver.strategy import Strategy
 
 AUDIT_RULES: dict[str, str] = {
     "inputs": "Inputs that the document does not state",

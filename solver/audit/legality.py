@@ -14,7 +14,8 @@ from solver.cost.ledger import stage_ledgers
 from solver.cost.limits import limits_of
 from solver.cost.machine import BYTES_PER_KIB
 from solver.cost.metrics import Figures, figures_of, objective_value
-from solver.strategy import RULES, num_slots, packing_of
+from solver.legality import RULES
+from solver.strategy import num_slots, packing_of
 from solver.units import short_bytes
 
 KNOWN_ITEMS = 3

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from solver.audit.case import Case, is_close
 from solver.audit.finding import Finding, Severity
 from solver.engines import ENGINE_MESH
+from solver.legality import Violation, violations
 from solver.specs.problem import Engine
-from solver.strategy import Strategy, Violation, canonical_mesh, violations
+from solver.strategy import Strategy, canonical_mesh
 
 
 def findings(case: Case) -> Iterator[Finding]:

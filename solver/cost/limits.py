@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from solver.cost.metrics import NATURAL_UNITS, THROUGHPUT_SCALE, Figures, natural_value, objective_value
+from solver.legality import Violation
 from solver.specs.problem import ObjectiveName, Problem
-from solver.strategy import Violation
 
 
 @dataclass(frozen=True)

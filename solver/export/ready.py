@@ -9,9 +9,10 @@ from solver.deployment import DeploymentPlan, InstanceGroup
 from solver.errors import ExportError
 from solver.export.deployment import AGAIN, PORTS, Deployment, Fleet, Instance, Pool, instances_of
 from solver.export.weights import weights_of
+from solver.legality import violations
 from solver.plan import Plan
 from solver.specs.problem import Engine, Problem
-from solver.strategy import Strategy, violations
+from solver.strategy import Strategy
 
 ENGINE_OF_TARGET: Mapping[str, Engine] = {
     "vllm": "vllm",

@@ -8,10 +8,11 @@ from solver.cost.layers import Blocks, PhaseTimes
 from solver.cost.leaves import PPM, Leaves, as_ints
 from solver.cost.machine import Phase
 from solver.cost.metrics import Figures, evaluate_times, objective_value
+from solver.legality import violations
 from solver.plan import Plan
 from solver.specs.llm import LayerKind
 from solver.specs.problem import Problem
-from solver.strategy import Strategy, packing_of, violations
+from solver.strategy import Strategy, packing_of
 
 PERFECT = PPM
 """Load factor of perfectly balanced experts."""

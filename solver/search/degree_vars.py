@@ -10,12 +10,13 @@ from ortools.sat.python import cp_model
 from solver.cost.balance import sequence_tokens
 from solver.degrees import Domains
 from solver.engines import exchange_switch, sends_without_attention_dp
+from solver.legality import moe_tp_fits
 from solver.search.bounds import Bounds
 from solver.search.choice import Choice, Expr, Table
 from solver.search.shapes import legal_packings, stage_shapes
 from solver.search.tables import Mode, phase_modes
 from solver.specs.problem import AllReduce, Dispatch, Engine, MeshOrder, Problem
-from solver.strategy import Strategy, moe_tp_fits
+from solver.strategy import Strategy
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from solver.cost.leaves import Leaves
 from solver.cost.ledger import stage_ledgers
 from solver.cost.limits import limit_violations
 from solver.cost.metrics import Figures, Utopia, evaluate_times, objective_value
+from solver.legality import Violation
 from solver.plan import StageLedger
 from solver.search.batches import BatchesResult, solve_batches
 from solver.search.experts import PPM_PERFECT, ExpertsResult, solve_experts
 from solver.search.stages import StagesProblem, solve_stages
-from solver.strategy import Strategy, Violation, packing_of
+from solver.strategy import Strategy, packing_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class BlockCache:
 def realise(cache: BlockCache, strategy: Strategy, utopia: Utopia | None, deadline: float) -> Realised:
     """Solve the blocks for a strategy's degrees and add everything up.
 
-    The strategy must satisfy :func:`solver.strategy.violations`; memory and SLOs are judged here.
+    The strategy must satisfy :func:`solver.legality.violations`; memory and SLOs are judged here.
     """
     leaves, problem = cache.leaves, cache.problem
     experts = cache.experts(strategy.moe_ep, deadline)

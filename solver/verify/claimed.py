@@ -17,8 +17,9 @@ from solver.cost.metrics import (
 )
 from solver.cost.sources import operator_sources as sources_of
 from solver.degrees import domains_of
+from solver.legality import violations
 from solver.plan import Breakdown, StageLedger
-from solver.strategy import packing_of, violations
+from solver.strategy import packing_of
 from solver.verify.evidence import Evidence
 from solver.verify.finding import Finding
 

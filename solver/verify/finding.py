@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from solver.strategy import RULES
+from solver.legality import RULES
 
 
 @dataclass(frozen=True)

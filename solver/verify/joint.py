@@ -20,9 +20,10 @@ from solver.cost.limits import is_within, limits_of
 from solver.cost.machine import Ints
 from solver.cost.metrics import evaluate_times, objective_value
 from solver.cost.scenarios import Yardstick
+from solver.legality import violations
 from solver.scenarioplan import ScenarioPlan
 from solver.specs.problem import MESH_ORDERS, Dispatch
-from solver.strategy import Strategy, packing_of, violations
+from solver.strategy import Strategy, packing_of
 from solver.verify.exhaustive import FEWER_IS_BETTER, HUGE, Enumeration, Selection
 from solver.verify.finding import Finding
 from solver.verify.legal import Rows

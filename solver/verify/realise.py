@@ -20,8 +20,9 @@ from solver.cost.machine import Phase
 from solver.cost.metrics import evaluate_times, objective_value
 from solver.degrees import Domains
 from solver.engines import exchange_switch, sends_without_attention_dp
+from solver.legality import violations
 from solver.specs.problem import ObjectiveName
-from solver.strategy import Strategy, packing_of, pool_strategy, violations
+from solver.strategy import Strategy, packing_of, pool_strategy
 from solver.verify.blocks import BlockBounds, Interval
 from solver.verify.stages import least_cap, splits
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from solver.degrees import domains_of
+from solver.legality import RULES, dtype_violations
 from solver.specs.hardware import Cluster
 from solver.specs.problem import Pins, Problem
 from solver.specs.workload import LengthRange, Workload
-from solver.strategy import RULES, dtype_violations
 from solver.units import bytes_text
 
 UNLIMITED_GPUS = 2**20
