@@ -29,6 +29,8 @@ from solver.strategy import num_slots
 
 PPM_PERFECT = 10**6
 """Load factor of perfect balance."""
+CLOSE_SECONDS = 5.0
+"""CP-SAT on all layers of a placement together: tiny layers take milliseconds, and large ones seldom close."""
 ENGINE_TURNS = 1
 """Turns of the heuristic search per layer: what it leaves open, CP-SAT closes where the layer is small."""
 
@@ -130,6 +132,7 @@ def solve_layers(
     """Placements: the heuristic for all layers at once, bounds, and CP-SAT where they differ and the layer is small."""
     uneven = [counts for counts in counts_le if len(set(counts)) > 1 or sum(capacities) > len(counts)]
     engine = iter(_engine(uneven, capacities, deadline) if uneven else ())
+    deadline = min(deadline, time.monotonic() + CLOSE_SECONDS)
     layers = []
     for counts_e in counts_le:
         is_even = len(set(counts_e)) == 1 and sum(capacities) == len(counts_e)
