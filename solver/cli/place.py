@@ -190,8 +190,9 @@ def place(
 ) -> None:
     """Place expert replicas on ranks, layer by layer, from measured loads.
 
-    The document says per layer what was reached and what is proved. Ctrl-C ends the search with what it has. Exit
-    codes: 0 placed, 2 bad input, 3 no placement exists (proved), 4 interrupted before all was proved, 70 our bug.
+    The document says per layer what was reached and what is proved. Ctrl-C ends the search with what it has.
+
+    Exit codes: 0 placed, 2 bad input, 3 no placement exists (proved), 4 interrupted before all was proved, 70 our bug.
     """
     check_out(out, force=force)
     check_out(report, force=force)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from solver.cli.slots import WORTH
+
 if TYPE_CHECKING:
     from solver.specs.coactivation import CoActivation
     from solver.specs.moving import Moving
@@ -57,7 +59,7 @@ ReceiveBytes = Annotated[
 ]
 ExpertDtype = Annotated[
     str | None,
-    typer.Option("--dtype", metavar="TYPE", help="Data type of its experts, if not its own.", rich_help_panel=CHANGE),
+    typer.Option("--dtype", metavar="TYPE", help="Data type of its experts, if not its own.", rich_help_panel=WORTH),
 ]
 MovesFor = Annotated[
     str | None,
