@@ -9,7 +9,7 @@ from solver.deployment import DeploymentPlan, InstanceGroup
 from solver.expansion import expand
 from solver.report.terminal import plural, rate
 from solver.specs.deploying import MICRO, NHZ, Goal
-from solver.units import short_ns
+from solver.units import gap_text, short_ns
 
 MAP_DOMAINS = 32
 """Most scale-up domains that the map of a cluster shows in signs."""
@@ -30,7 +30,7 @@ def proof_words(deployment: DeploymentPlan) -> str:
     """Proved, or how far from it."""
     if deployment.status == "OPTIMAL":
         return "proved optimal"
-    return f"not proved, gap {deployment.certificate.gap:.2%}"
+    return f"not proved, gap {gap_text(deployment.certificate.gap)}"
 
 
 def value_words(deployment: DeploymentPlan) -> str:
@@ -133,7 +133,7 @@ def claim_rows(deployment: DeploymentPlan) -> list[tuple[str, str]]:
     claim = deployment.certificate
     value, bound = (goal_words(claim.goal, integer) for integer in (claim.value, claim.bound))
     rows = [
-        ("value", f"{value}; bound {bound}; gap {'0' if claim.gap == 0 else f'{claim.gap:.3%}'}"),
+        ("value", f"{value}; bound {bound}; gap {gap_text(claim.gap)}"),
         ("claim", "no mix of instances within the clusters is better, whatever their sizes and degrees"),
     ]
     for mode in claim.modes:
