@@ -21,7 +21,7 @@ from solver.verify.confirm import confirm
 from solver.verify.evidence import evidence_of
 from solver.verify.finding import VERIFY_RULES, Finding
 from solver.verify.joint import confirm_joint
-from solver.verify.rules import DEPLOYED, UNCOSTED, Rule
+from solver.verify.rules import COSTED, DEPLOYED, UNCOSTED, Rule
 from solver.verify.scenarios import judge_scenarios
 
 __all__ = ["VERIFY_RULES", "Finding", "Verification", "verify"]
@@ -37,12 +37,7 @@ SHAPE_RULES: tuple[Rule, ...] = (
 )
 """Rules that every plan can be asked."""
 COST_RULES: tuple[Rule, ...] = (
-    claimed.memory,
-    claimed.metrics,
-    claimed.closed_loop,
-    claimed.operator_sources,
-    claimed.breakdown,
-    claimed.slos,
+    *COSTED,
     claimed.certificate_value,
     claimed.objective_claim,
     alternatives,

@@ -23,5 +23,14 @@ DEPLOYED: tuple[Rule, ...] = (
     placed.load,
 )
 """Rules on a deployment, whatever is claimed of it."""
+COSTED: tuple[Rule, ...] = (
+    claimed.memory,
+    claimed.metrics,
+    claimed.closed_loop,
+    claimed.operator_sources,
+    claimed.breakdown,
+    claimed.slos,
+)
+"""Rules on what a deployment takes and serves; they need stages that cover the layers."""
 UNCOSTED = frozenset({"dtype", "stages", "micro-batches", "gpu-count"})
 """Legality findings after which the cost model is not asked: its integers may leave 64 bits."""

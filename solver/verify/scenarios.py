@@ -18,11 +18,10 @@ from solver.scenarioplan import COMMON, ScenarioPlan, ScenarioResult
 from solver.specs.problem import Problem
 from solver.specs.spec import one_sentence
 from solver.strategy import Strategy
-from solver.verify import claimed
 from solver.verify.claimed import FLOAT_TOLERANCE
 from solver.verify.evidence import Evidence, evidence_of
 from solver.verify.finding import Finding
-from solver.verify.rules import DEPLOYED, UNCOSTED
+from solver.verify.rules import COSTED, DEPLOYED, UNCOSTED
 
 SCENARIO_RULES: dict[str, str] = {
     "scenario-question": "every scenario's problem is the base one with the scenario's workload, in the asked order",
@@ -40,16 +39,6 @@ SCENARIO_RULES: dict[str, str] = {
 }
 """Rules beyond :data:`solver.verify.VERIFY_RULES`: id -> what it demands."""
 
-COSTED_RULES = (
-    claimed.memory,
-    claimed.metrics,
-    claimed.closed_loop,
-    claimed.operator_sources,
-    claimed.breakdown,
-    claimed.slos,
-)
-"""Rules on a deployment in one scenario; the claim of optimality is the own plan's and the whole's."""
-
 
 def judge_scenarios(plan: ScenarioPlan) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
     """Findings on the deployment and on the whole, and the names of the rules examined; own plans are not judged."""
@@ -58,7 +47,7 @@ def judge_scenarios(plan: ScenarioPlan) -> tuple[tuple[Finding, ...], tuple[str,
     except ValidationError as error:
         return (Finding("identity", one_sentence(error)),), ("identity",)
     findings = [*_question(plan)]
-    checks = [rule.__name__ for rule in (*DEPLOYED, *COSTED_RULES)]
+    checks = [rule.__name__ for rule in (*DEPLOYED, *COSTED)]
     if findings:  # nothing below means anything for other problems than the asked ones
         return tuple(findings), ("question",)
     for result, strategy in zip(plan.scenarios, strategies, strict=True):
@@ -111,7 +100,7 @@ def _deployed(result: ScenarioResult, strategy: Strategy) -> Iterator[Finding]:
         yield Finding("scenario-value", f"the document itself says: {result.plan.violations[0]}")
     if not evidence.is_complete or any(finding.rule in UNCOSTED for finding in findings):
         return
-    for rule in COSTED_RULES:
+    for rule in COSTED:
         yield from rule(evidence)
     objective, osl = evidence.problem.objective.name, evidence.problem.workload.osl
     true = objective_value(objective, evidence.figures)
