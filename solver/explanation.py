@@ -11,8 +11,6 @@ from solver.specs.document import Document
 from solver.specs.problem import ObjectiveName, Problem
 from solver.specs.spec import Spec
 
-EXPLANATION_VERSION = "1.0"
-
 AxisName = Literal["gpus", "memory", "ttft", "tpot", "request_latency", "concurrency", "isl", "osl"]
 """What may give: the GPUs, the memory of each, a limit, the demand."""
 RelaxationStatus = Literal["PROVED", "IMPOSSIBLE", "OPEN"]

@@ -17,10 +17,11 @@ COMMON = (
     "attn_tp", "attn_dp", "moe_tp", "moe_ep", "pp", "replicas", "micro_batches", "mesh_order", "decode_dispatch",
     "prefill_dispatch", "decode_overlap", "prefill_overlap",
 )  # fmt: skip
-"""Decisions of a strategy that an engine fixes when it starts; one layout of stages and one expert map besides."""
-OWN = ("batch", "prefill_batch", "decode_allreduce", "prefill_allreduce")
-"""Decisions that a running engine adapts: residents up to the launched most, prompts by its chunk budget, all-reduce
-algorithms by message size. The assignment of sequences to ranks follows the sequences."""
+"""Decisions of a strategy that an engine fixes when it starts; one layout of stages and one expert map besides.
+
+The others a running engine adapts: residents up to the launched most, prompts by its chunk budget, all-reduce
+algorithms by message size. The assignment of sequences to ranks follows the sequences.
+"""
 
 
 class ScenarioResult(Spec):

@@ -70,10 +70,11 @@ def layer_bound(counts_e: Sequence[int], capacities: Sequence[int]) -> int:
     ranks, slots, total = len(capacities), sum(capacities), sum(counts_e)
     most = min(ranks, 1 + slots - len(counts_e))
     bound = max(-(-UNITS // ranks), max(expert_share(count, total, most) for count in counts_e))
+    shares_e = np.array([expert_share(count, total, 1) for count in counts_e])
     if slots == len(counts_e):
-        bound = max(bound, _partition_bound(np.array([expert_share(c, total, 1) for c in counts_e]), capacities))
+        bound = max(bound, _partition_bound(shares_e, capacities))
     else:
-        bound = _counting_bound(np.array([expert_share(c, total, 1) for c in counts_e]), capacities, bound)
+        bound = _counting_bound(shares_e, capacities, bound)
     # A rank fills all its slots with different experts: at least the lightest ones, each cut as often as possible.
     lightest = sorted(expert_share(count, total, most) for count in counts_e)
     return max(bound, sum(lightest[: max(capacities)]))

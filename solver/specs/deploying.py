@@ -15,7 +15,6 @@ Mode = Literal["aggregated", "disaggregated"]
 """Instances that prefill and decode, or a pool of instances for each."""
 MODES: tuple[Mode, ...] = get_args(Mode)
 Goal = Literal["throughput", "efficiency", "gpus", "cost"]
-GOALS: tuple[Goal, ...] = get_args(Goal)
 UNITS: dict[Goal, str] = {
     "throughput": "requests per 10^9 s",
     "efficiency": "requests per 10^9 s and GPU",
