@@ -6,9 +6,7 @@ concurrency, the degrees, and, where they were measured, TTFT and TPOT in millis
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +20,7 @@ from solver.specs.hardware import Cluster
 from solver.specs.llm import Llm
 from solver.specs.precision import PRECISIONS, in_precision, storage_format
 from solver.specs.problem import ENGINES
+from solver.specs.tables import csv_lines
 from solver.specs.workload import MAX_SEQUENCES, Speculative
 
 MAX_MEASUREMENTS_BYTES = 64 * 2**20
@@ -252,26 +251,13 @@ class _Row:
 
 def _rows(text: str, where: str) -> Iterator[_Row]:
     """The rows below the header; lines without any cell are skipped."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] | None = None
-    try:
-        for cells in reader:
-            stripped = [cell.strip() for cell in cells]
-            if not any(stripped):
-                continue
-            if header is None:
-                header = _header(stripped, where)
-            elif len(stripped) != len(header):
-                raise SpecError(
-                    f"{where}, line {reader.line_num}: {len(stripped)} cells, but the header names {len(header)}; "
-                    "put cells that hold a comma in quotes"
-                )
-            else:
-                yield _Row(dict(zip(header, stripped, strict=True)), where, reader.line_num)
-    except csv.Error as fault:
-        raise SpecError(f"{where}, line {reader.line_num} is not CSV: {shown(str(fault), 100)}") from fault
-    if header is None:
+    lines = csv_lines(text, where)
+    first = next(lines, None)
+    if first is None:
         raise SpecError(f"{where} is empty; the first line must name the columns {', '.join(REQUIRED)}")
+    header = _header(first[1], where)
+    for number, cells in lines:
+        yield _Row(dict(zip(header, cells, strict=True)), where, number)
 
 
 def _header(columns: list[str], where: str) -> list[str]:

@@ -7,8 +7,6 @@ cells as asked. Both lengths count relative to their mean, so that neither outwe
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy.typing as npt
 from solver.errors import SpecError
 from solver.specs.files import decode, parse_json, read_bytes, shown
 from solver.specs.scenarios import MAX_SCENARIOS, Cell, Reduction, Scenario, Scenarios
+from solver.specs.tables import csv_lines
 
 MAX_TRACE_BYTES = 256 * 2**20
 MAX_REQUESTS = 2_000_000
@@ -68,29 +67,18 @@ def read_trace(path: str | Path) -> LengthTrace:
 
 
 def _csv_rows(text: str, where: str) -> Iterator[tuple[int, Mapping[str, object]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] | None = None
-    try:
-        for cells in reader:
-            stripped = [cell.strip() for cell in cells]
-            if not any(stripped):
-                continue
-            if header is None:
-                header = [name.lower() for name in stripped]
-                for name in ("isl", "osl"):
-                    if header.count(name) != 1:
-                        raise SpecError(
-                            f"{where} must name the column {name} once in its first line, which is "
-                            f"{shown(','.join(stripped))}"
-                        )
-            elif len(stripped) != len(header):
-                raise SpecError(
-                    f"{where}, line {reader.line_num}: {len(stripped)} cells, but the header names {len(header)}"
-                )
-            else:
-                yield reader.line_num, dict(zip(header, stripped, strict=True))
-    except csv.Error as fault:
-        raise SpecError(f"{where}, line {reader.line_num} is not CSV: {shown(str(fault), 100)}") from fault
+    lines = csv_lines(text, where)
+    first = next(lines, None)
+    if first is None:
+        return  # no line, no request: the caller says so
+    header = [name.lower() for name in first[1]]
+    for name in ("isl", "osl"):
+        if header.count(name) != 1:
+            raise SpecError(
+                f"{where} must name the column {name} once in its first line, which is {shown(','.join(first[1]))}"
+            )
+    for number, cells in lines:
+        yield number, dict(zip(header, cells, strict=True))
 
 
 def _json_rows(text: str, where: str) -> Iterator[tuple[int, Mapping[str, object]]]:
