@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -20,6 +21,8 @@ from solver.units import gap_text, short_ns
 if TYPE_CHECKING:
     from solver.search.front import FrontProgress
     from solver.search.loop import Progress
+
+P = TypeVar("P")
 
 PIPED_SECONDS = 5.0
 """Least time between two lines when stderr is no terminal."""
@@ -45,21 +48,55 @@ def _value(progress: Progress, integer: int) -> str:
     return f"{value:,.6g}{progress.unit}"
 
 
-class _Line:
+class _Line(Generic[P]):
     """A live line whose clock runs between two reports."""
 
-    def __init__(self, objective: str) -> None:
-        self.objective = objective
-        self.progress: Progress | None = None
+    def __init__(self, words: Callable[[P | None, float], str]) -> None:
+        self.words = words
+        self.progress: P | None = None
         self.begun = time.monotonic()
         self.spinner = Spinner("line")
 
+    def take(self, progress: P) -> None:
+        """Show another report."""
+        self.progress = progress
+
     def __rich__(self) -> Spinner:
-        elapsed = time.monotonic() - self.begun
-        self.spinner.update(
-            text=Text(progress_text(self.objective, self.progress, elapsed), overflow="ellipsis", no_wrap=True)
-        )
+        words = self.words(self.progress, time.monotonic() - self.begun)
+        self.spinner.update(text=Text(words, overflow="ellipsis", no_wrap=True))
         return self.spinner
+
+
+@contextmanager
+def lines_of(
+    words: Callable[[P | None, float], str], plain: Callable[[P, float], str]
+) -> Iterator[Callable[[P], None]]:
+    """A function to report progress to: a live line on a terminal, which disappears at the end, else plain ones.
+
+    `words` are those of the last report (None: there was none yet) and of the seconds since the beginning; `plain` is
+    the same for a single report.
+    """
+    console = terminal(err=True)
+    if not console.is_terminal:
+        yield _occasional(console, plain)
+        return
+    line = _Line(words)
+    with Live(line, console=console, refresh_per_second=REFRESH_PER_SECOND, transient=True, redirect_stdout=False):
+        yield line.take
+
+
+def _occasional(console: Console, plain: Callable[[P, float], str]) -> Callable[[P], None]:
+    """Plain lines, the first after a while and then never too often."""
+    begun = last = time.monotonic()
+
+    def report(progress: P) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= PIPED_SECONDS:
+            last = now
+            print(plain(progress, now - begun), file=console.file, flush=True)
+
+    return report
 
 
 @contextmanager
@@ -68,31 +105,9 @@ def watch(objective: str, *, silent: bool) -> Iterator[Callable[[Progress], None
     if silent:
         yield lambda _progress: None
         return
-    console = terminal(err=True)
-    line = _Line(objective)
-    if not console.is_terminal:
-        yield _occasional(console, objective)
-        return
-
-    def report(progress: Progress) -> None:
-        line.progress = progress
-
-    with Live(line, console=console, refresh_per_second=REFRESH_PER_SECOND, transient=True, redirect_stdout=False):
+    words = partial(progress_text, objective)
+    with lines_of(words, lambda progress, _elapsed_s: words(progress, progress.elapsed_s)) as report:
         yield report
-
-
-def _occasional(console: Console, objective: str) -> Callable[[Progress], None]:
-    """Plain lines, the first after a while and then never too often."""
-    last = time.monotonic()
-
-    def report(progress: Progress) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= PIPED_SECONDS:
-            last = now
-            print(progress_text(objective, progress, progress.elapsed_s), file=console.file, flush=True)
-
-    return report
 
 
 def front_text(progress: FrontProgress | None, elapsed_s: float) -> str:
@@ -115,39 +130,17 @@ def _metric(metric: ObjectiveName, integer: int, osl: int) -> str:
     return short_ns(natural) if NATURAL_UNITS[metric] == "ns" else f"{natural:,.5g} {NATURAL_UNITS[metric]}"
 
 
-class _FrontLine:
-    """A live line whose clock runs between two points."""
-
-    def __init__(self) -> None:
-        self.progress: FrontProgress | None = None
-        self.begun = time.monotonic()
-        self.spinner = Spinner("line")
-
-    def __rich__(self) -> Spinner:
-        words = front_text(self.progress, time.monotonic() - self.begun)
-        self.spinner.update(text=Text(words, overflow="ellipsis", no_wrap=True))
-        return self.spinner
-
-
 @contextmanager
 def watch_front(*, silent: bool) -> Iterator[Callable[[FrontProgress], None]]:
     """The same for a front."""
     if silent:
         yield lambda _progress: None
         return
-    console, line, last = terminal(err=True), _FrontLine(), time.monotonic()
 
-    def report(progress: FrontProgress) -> None:
-        nonlocal last
-        line.progress = progress
-        if not console.is_terminal and time.monotonic() - last >= PIPED_SECONDS:
-            last = time.monotonic()
-            print(front_text(progress, progress.elapsed_s), file=console.file, flush=True)
+    def plain(progress: FrontProgress, _elapsed_s: float) -> str:
+        return front_text(progress, progress.elapsed_s)
 
-    if not console.is_terminal:
-        yield report
-        return
-    with Live(line, console=console, refresh_per_second=REFRESH_PER_SECOND, transient=True, redirect_stdout=False):
+    with lines_of(front_text, plain) as report:
         yield report
 
 
@@ -158,17 +151,9 @@ def asking(*, silent: bool) -> Iterator[Callable[[str], None]]:
         yield lambda _words: None
         return
     console = terminal(err=True)
-    begun = last = time.monotonic()
+    begun = time.monotonic()
     if console.is_terminal:
         with console.status("") as status:
             yield lambda words: status.update(f"{words}, {time.monotonic() - begun:.1f} s")
         return
-
-    def report(words: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= PIPED_SECONDS:
-            last = now
-            print(f"{words}, {now - begun:.1f} s", file=console.file, flush=True)
-
-    yield report
+    yield _occasional(console, lambda words, elapsed_s: f"{words}, {elapsed_s:.1f} s")
