@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from solver.packing import Packing
 from solver.plan import Placement, Plan
 from solver.specs.llm import Llm
-from solver.strategy import Packing, packing_of
+from solver.strategy import packing_of
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from solver.errors import StrategyError
-from solver.packing import Packing as Packing
-from solver.packing import canonical_mesh as canonical_mesh
+from solver.packing import Packing
 from solver.specs.llm import Llm
 from solver.specs.problem import (
     ALL_REDUCES,

@@ -27,8 +27,9 @@ from solver.cost.ledger import stage_ledgers
 from solver.cost.machine import Phase
 from solver.cost.metrics import Figures, Utopia, figures_of, objective_value
 from solver.legality import attn_tp_violations, moe_ep_violations, moe_tp_violations, violations
+from solver.packing import Packing
 from solver.specs.problem import ALL_REDUCES, MESH_ORDERS, ObjectiveName, Problem
-from solver.strategy import Packing, Strategy, num_slots, packing_of
+from solver.strategy import Strategy, num_slots, packing_of
 
 EXCHANGES = (("gather", False), ("all_to_all", False), ("all_to_all", True))
 """(dispatch, overlap) pairs; overlap without all_to_all is illegal."""

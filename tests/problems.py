@@ -18,12 +18,13 @@ from solver.cost.leaves import PPM, Leaves
 from solver.cost.ledger import stage_ledgers
 from solver.cost.metrics import Figures, evaluate_times
 from solver.legality import violations
+from solver.packing import canonical_mesh
 from solver.specs.calibration import Calibration
 from solver.specs.hardware import Cluster
 from solver.specs.llm import Llm
 from solver.specs.problem import ALL_REDUCES, ENGINES, OBJECTIVES, Problem
 from solver.specs.workload import Workload
-from solver.strategy import MESH_ORDERS, Strategy, canonical_mesh, packing_of
+from solver.strategy import MESH_ORDERS, Strategy, packing_of
 
 MAX_CANDIDATES = 2500
 """Joint values of degrees and knobs (before the rules) that a problem may have."""

@@ -15,9 +15,10 @@ from solver.api import SolveOptions
 from solver.degrees import divisors, domains_of, grid, grid_above
 from solver.errors import StrategyError
 from solver.legality import RULES, violations
+from solver.packing import Packing, canonical_mesh
 from solver.plan import Plan
 from solver.specs.problem import MESH_ORDERS, Pins, Problem, Space
-from solver.strategy import Packing, Strategy, canonical_mesh, packing_of, parse_label
+from solver.strategy import Strategy, packing_of, parse_label
 
 ALL = Space(name="all", max_pp=4, max_batch=8, max_prefill_batch=2)
 

@@ -8,8 +8,9 @@ from solver.audit.case import Case, is_close
 from solver.audit.finding import Finding, Severity
 from solver.engines import ENGINE_MESH
 from solver.legality import Violation, violations
+from solver.packing import canonical_mesh
 from solver.specs.problem import Engine
-from solver.strategy import Strategy, canonical_mesh
+from solver.strategy import Strategy
 
 
 def findings(case: Case) -> Iterator[Finding]:

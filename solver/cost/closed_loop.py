@@ -14,8 +14,9 @@ import numpy as np
 
 from solver.cost.leaves import PPM, Leaves
 from solver.cost.machine import Floats, Ints, ceil_int
+from solver.packing import Packing
 from solver.specs.llm import LayerKind
-from solver.strategy import Packing, Strategy
+from solver.strategy import Strategy
 
 
 @dataclass(frozen=True)

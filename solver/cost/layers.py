@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from solver.cost.leaves import Leaves, as_ints
 from solver.cost.machine import Phase
+from solver.packing import Packing
 from solver.specs.llm import LayerKind
-from solver.strategy import Packing, Strategy
+from solver.strategy import Strategy
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from solver.cost.layers import Blocks, PhaseTimes
 from solver.cost.leaves import PPM, Leaves
+from solver.packing import Packing
 from solver.specs.problem import ObjectiveName, Problem
-from solver.strategy import Packing, Strategy
+from solver.strategy import Strategy
 
 THROUGHPUT_SCALE = 1000
 """Inverse throughput is kept in picoseconds of the deployment per request, so that its integer is fine enough."""

@@ -10,13 +10,14 @@ from solver.degrees import grid_above
 from solver.engines import ENGINE_MESH
 from solver.errors import StrategyError
 from solver.legality import violations
+from solver.packing import canonical_mesh
 from solver.plan import Evaluation, PlannedStrategy
 from solver.search.assemble import breakdown_of, closed_loop_of, metrics_of, placement_of
 from solver.search.loop import Loop
 from solver.search.program import SearchLimits
 from solver.search.realise import BlockCache, realise
 from solver.specs.problem import Pins, Problem
-from solver.strategy import Strategy, canonical_mesh
+from solver.strategy import Strategy
 
 BLOCK_SECONDS = 30.0
 """Time limit of the placement blocks."""

@@ -14,13 +14,14 @@ from solver.cost.limits import is_within, limits_of
 from solver.cost.metrics import Figures, Utopia, evaluate_times, objective_value
 from solver.degrees import Domains
 from solver.legality import violations
+from solver.packing import Packing, canonical_mesh
 from solver.search.bounds import Bounds
 from solver.search.joint import Bools
 from solver.search.pruning import Cells, beyond_limits, build_tables, cells_of
 from solver.search.realise import even_stages, memory_violations
 from solver.search.shared import Known
 from solver.specs.problem import Problem
-from solver.strategy import Packing, Strategy, canonical_mesh, packing_of, pool_strategy
+from solver.strategy import Strategy, packing_of, pool_strategy
 
 MAX_SCORED = 1200
 """Strategies that are scored before the descent."""

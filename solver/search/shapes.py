@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from solver.cost.machine import Phase
 from solver.degrees import Domains
 from solver.engines import ENGINE_MESH, exchange_switch, sends_without_attention_dp
+from solver.packing import Packing, canonical_mesh
 from solver.search.tables import phase_modes
 from solver.specs.problem import Dispatch, Problem
-from solver.strategy import Packing, canonical_mesh, chunk_tokens
+from solver.strategy import chunk_tokens
 
 
 def stage_shapes(problem: Problem, domains: Domains) -> list[tuple[int, int, int, int]]:

@@ -24,7 +24,8 @@ from solver.cost.ledger import layer_kib, stage_constant_kib
 from solver.cost.limits import is_within, limits_of
 from solver.cost.machine import Ints
 from solver.cost.metrics import Utopia, evaluate_times, objective_value
-from solver.strategy import Packing, Strategy
+from solver.packing import Packing
+from solver.strategy import Strategy
 
 HUGE = 2**62
 """Bottleneck of an impossible stage."""

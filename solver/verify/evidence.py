@@ -9,9 +9,10 @@ from solver.cost.balance import expert_counts, load_factor_ppm, mean_ppm, rank_l
 from solver.cost.layers import Blocks, PhaseTimes
 from solver.cost.leaves import PPM, Leaves
 from solver.cost.metrics import Figures, figures_of
+from solver.packing import Packing
 from solver.plan import Placement, Plan
 from solver.specs.problem import Problem
-from solver.strategy import Packing, Strategy, packing_of
+from solver.strategy import Strategy, packing_of
 
 MAX_CLAIMED = 2**40
 """A claimed load or load factor that cannot be recomputed is believed up to here (a finding says so anyway)."""

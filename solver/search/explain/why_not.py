@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from solver.cost.metrics import Utopia
 from solver.explanation import Demand, Term, WhyNot
 from solver.legality import Violation, violations
+from solver.packing import canonical_mesh
 from solver.plan import NoPlan, ObjectiveClaim, Plan
 from solver.search.explain.conflict import Shrinker
 from solver.search.explain.constraints import constraints_of
 from solver.search.explain.decide import Decider
 from solver.search.explain.reasons import summary
 from solver.specs.problem import Pins, Problem
-from solver.strategy import Strategy, canonical_mesh, parse_label
+from solver.strategy import Strategy, parse_label
 from solver.units import short_ns
 
 Solve = Callable[[Problem, Utopia | None], Plan | NoPlan]

@@ -14,6 +14,7 @@ import numpy as np
 
 from solver.cost.machine import Floats
 from solver.cost.scenarios import Yardstick
+from solver.packing import Packing, canonical_mesh
 from solver.scenarioplan import COMMON
 from solver.search.incumbent import Scores
 from solver.search.loop import Loop
@@ -21,7 +22,7 @@ from solver.search.scenarios.deployed import Strategies, with_common
 from solver.search.shapes import stage_shapes
 from solver.search.tables import MODES
 from solver.specs.problem import MESH_ORDERS
-from solver.strategy import Packing, Strategy, canonical_mesh
+from solver.strategy import Strategy
 
 Shape = tuple[int, int, int, int]
 SEEDS_PER_SCENARIO = 3
