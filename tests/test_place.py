@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import error_line, run
+from maps import FAST, every_map, top_load, window
 
 from solver import ExpertPlacement, LoadWindow, NoPlacementError, PlaceOptions, Placing, place
 from solver.errors import SpecError
@@ -18,25 +19,6 @@ from solver.place.bounds import layer_bound, price_bound
 from solver.place.state import Shelf
 from solver.verify.expert_map import MAP_RULES, judge_placement
 from solver.verify.expert_traffic import TRAFFIC_RULES
-
-FAST = PlaceOptions(time_limit_s=20, turns=1)
-
-
-def window(*rows: list[int], name: str = "w", weight: float = 1.0) -> LoadWindow:
-    return LoadWindow(name, np.array(rows, dtype=np.int64), weight)
-
-
-def every_map(experts: int, ranks: int, slots: int) -> Iterator[list[tuple[int, ...]]]:
-    """Every set of different experts for every rank, such that all experts have a replica."""
-    for held in itertools.product(itertools.combinations(range(experts), slots), repeat=ranks):
-        if len(set().union(*held)) == experts:
-            yield list(held)
-
-
-def top_load(held: list[tuple[int, ...]], counts: list[int]) -> float:
-    """Busiest rank's load over the mean, even split."""
-    replicas = [sum(e in rank for rank in held) for e in range(len(counts))]
-    return max(sum(counts[e] / replicas[e] for e in rank) for rank in held) * len(held) / sum(counts)
 
 
 def least_top(held: list[tuple[int, ...]], counts: list[int]) -> float:

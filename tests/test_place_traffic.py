@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-import itertools
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import error_line, run
+from maps import FAST, Held, every_map, top_load, window
 
 from solver import ExpertPlacement, LoadWindow, NoPlacementError, PlaceOptions, Placing, place
 from solver.errors import SpecError
@@ -20,28 +19,10 @@ from solver.specs.coactivation import CoActivation, of_groups, of_pairs, of_trac
 from solver.specs.topology import Topology
 from solver.verify.expert_map import judge_placement
 
-FAST = PlaceOptions(time_limit_s=20, turns=1)
-Held = list[tuple[int, ...]]
-
-
-def window(*rows: list[int], name: str = "w") -> LoadWindow:
-    return LoadWindow(name, np.array(rows, dtype=np.int64))
-
-
-def every_map(experts: int, ranks: int, slots: int) -> Iterator[Held]:
-    for held in itertools.product(itertools.combinations(range(experts), slots), repeat=ranks):
-        if len(set().union(*held)) == experts:
-            yield list(held)
-
 
 def held_of(placed: ExpertPlacement, layer: int = 0) -> Held:
     row, ranks = placed.physical_to_logical_map[layer], placed.rank_of_slot
     return [tuple(e for e, r in zip(row, ranks, strict=True) if r == rank) for rank in range(placed.ranks)]
-
-
-def top_load(held: Held, counts: list[int]) -> float:
-    replicas = [sum(e in rank for rank in held) for e in range(len(counts))]
-    return max(sum(counts[e] / replicas[e] for e in rank) for rank in held) * len(held) / sum(counts)
 
 
 def goal_rank(held: Held, source: int, expert: int, nodes: int, racks: int) -> int:

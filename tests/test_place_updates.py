@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import error_line, run
+from maps import FAST, Held, every_map, top_load, window
 
 from solver import ExpertPlacement, LoadWindow, NoPlacementError, PlaceOptions, Placing, place
 from solver.errors import SpecError
@@ -18,24 +18,6 @@ from solver.specs.catalog import load_llm
 from solver.specs.moving import Moving, expert_bytes_of, goal_of
 from solver.verify.expert_map import judge_placement
 from solver.verify.expert_traffic import TRAFFIC_RULES
-
-FAST = PlaceOptions(time_limit_s=20, turns=1)
-Held = list[tuple[int, ...]]
-
-
-def window(*rows: list[int], name: str = "w") -> LoadWindow:
-    return LoadWindow(name, np.array(rows, dtype=np.int64))
-
-
-def every_map(experts: int, ranks: int, slots: int) -> Iterator[Held]:
-    for held in itertools.product(itertools.combinations(range(experts), slots), repeat=ranks):
-        if len(set().union(*held)) == experts:
-            yield list(held)
-
-
-def top_load(held: Held, counts: list[int]) -> float:
-    replicas = [sum(e in rank for rank in held) for e in range(len(counts))]
-    return max(sum(counts[e] / replicas[e] for e in rank) for rank in held) * len(held) / sum(counts)
 
 
 def received(new: Held, old: Held) -> list[int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import error_line, run
+from maps import FAST, window
 
 from solver import (
     Ask,
@@ -41,12 +42,6 @@ from solver.report.placement_page import placement_html
 from solver.verify.expert_map import judge_placement
 from solver.verify.slot_budget import BUDGET_RULES, judge_budget
 from solver.verify.slot_curve import SLOT_RULES
-
-FAST = PlaceOptions(time_limit_s=20, turns=1)
-
-
-def window(*rows: list[int], name: str = "w", weight: float = 1.0) -> LoadWindow:
-    return LoadWindow(name, np.array(rows, dtype=np.int64), weight)
 
 
 def draw_row(rng: random.Random, experts: int) -> list[int]:
