@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from recipes import MIXED, RANGE_RATIO, ROW_WEIGHT, as_served
+from recipes import RANGE_RATIO, ROW_WEIGHT, TRAITS, as_served
 
 from solver.api import read_measurements
 from solver.fitting.coefficients import PRIORS, Key, key_of
@@ -42,7 +42,7 @@ def main() -> None:
     target = target_of(rows, base, RANGE_RATIO, ROW_WEIGHT)
     pairs = [pair_of(row) for row in rows]
     folds = []
-    for fold in folds_of(target, pairs, base, PRIORS, MIXED, workers=os.cpu_count() or 1):
+    for fold in folds_of(target, pairs, base, PRIORS, TRAITS, workers=os.cpu_count() or 1):
         folds.append(fold)
         print(f"pair {len(folds)} of {len(set(pairs))}", file=sys.stderr)
     if asked.unseen is not None:
@@ -51,7 +51,7 @@ def main() -> None:
             writer = csv.writer(file)
             writer.writerow(("id", "ttft_ms", "tpot_ms"))
             writer.writerows((row.id, *found[:, i]) for i, row in enumerate(rows))
-    whole = fit(target, base, PRIORS, MIXED)
+    whole = fit(target, base, PRIORS, TRAITS)
     own: list[Key] = [key_of(served_cluster(row), row.engine) for row in rows]
     for key in sorted({*own, *((hardware, "") for hardware, _ in own), ("", "")}):
         mine = np.array([all(mask in ("", value) for mask, value in zip(key, other, strict=True)) for other in own])

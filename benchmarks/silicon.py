@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from recipes import MIXED, RANGE_RATIO, ROW_WEIGHT, as_served
+from recipes import RANGE_RATIO, ROW_WEIGHT, TRAITS, as_served
 
 from solver import evaluate
 from solver.api import predict, read_measurements
@@ -68,7 +68,7 @@ def left_out(rows: tuple[Measurement, ...], by: str) -> dict[str, tuple[float, f
     }
     pairs = [name_of[by](row) for row in rows]
     folds = []
-    for fold in folds_of(target, pairs, base, PRIORS, MIXED, workers=os.cpu_count() or 1):
+    for fold in folds_of(target, pairs, base, PRIORS, TRAITS, workers=os.cpu_count() or 1):
         folds.append(fold)
         print(f"fold {len(folds)} of {len(set(pairs))}", file=sys.stderr)
     found = unseen_predictions(target, folds) / 1e6

@@ -42,8 +42,8 @@ def at(deployment: Deployment, **changes: Any) -> Deployment:
     return Deployment(**known | {name: np.asarray(value, dtype=np.int64) for name, value in changes.items()})
 
 
-ONE = Deployment(*(np.asarray(1, dtype=np.int64) for _ in fields(Deployment)))
-"""One GPU, one request, one token of output."""
+ONE = at(Deployment(*(np.asarray(1, dtype=np.int64) for _ in fields(Deployment))), admission_steps=0)
+"""One GPU, one request, one token of output, admitted at once."""
 
 
 def deployment(osl: int, concurrency: int, **degrees: int) -> Deployment:
@@ -114,6 +114,64 @@ def test_a_dense_layer_on_one_gpu_by_hand() -> None:
     found = loop(problem, deployment(10, 1))
     assert (int(found.decode_ns), int(found.prefill_ns), int(found.wait_ns)) == (8960, 51112, 0)
     assert (int(found.tpot_ns), int(found.ttft_ns)) == (8960, 500 + 51112 + 8960)
+
+
+# --- drafted tokens ----
+
+ONE_LAYER = {"moe": None, "dense_width": 80, "num_layers": 1}
+DRAFTS = {"speculative": {"draft": 2, "accepted": 0.0}}
+
+
+def test_each_drafted_token_is_a_pass_of_one_layer_and_the_head() -> None:
+    # One dense layer: a pass of the prediction layer is a whole pass of the LLM for one token of every sequence, host
+    # work apart, and so is a plain decode step. Two drafts of which none is kept: two passes more.
+    plain = loop(problem_of(ONE_LAYER, workload={"concurrency": 4}), deployment(10, 4))
+    free = loop(problem_of(ONE_LAYER, workload={"concurrency": 4, **DRAFTS}), deployment(10, 4))
+    own = {**ONE_LAYER, "num_mtp_layers": 1}
+    drafted = loop(problem_of(own, workload={"concurrency": 4, **DRAFTS}), deployment(10, 4))
+    host = problem_of(ONE_LAYER, workload={"concurrency": 4}).calibration.host_step
+    assert int(drafted.decode_ns) - int(free.decode_ns) == 2 * (int(plain.decode_ns) - host)
+
+
+def test_drafts_that_are_planned_one_after_another_repeat_the_host_work() -> None:
+    # Twice more: 2 * (3 us per step + 4 sequences * 50 ns).
+    times = {"host_step": "3 us", "host_sequence": "50 ns"}
+    load = {"concurrency": 4, **DRAFTS}
+    once = loop(problem_of(ONE_LAYER, workload=load, calibration=times), deployment(10, 4))
+    serial = {**times, "draft_host_steps": 2}
+    again = loop(problem_of(ONE_LAYER, workload=load, calibration=serial), deployment(10, 4))
+    assert int(again.decode_ns) - int(once.decode_ns) == 2 * (3000 + 4 * 50)
+    undrafted = problem_of(ONE_LAYER, workload={"concurrency": 4}, calibration=serial)
+    assert (
+        loop(undrafted, deployment(10, 4)).decode_ns
+        == loop(problem_of(ONE_LAYER, workload={"concurrency": 4}, calibration=times), deployment(10, 4)).decode_ns
+    )
+
+
+# --- admission ----
+
+
+def test_a_prompt_waits_for_the_steps_of_others_until_it_is_admitted() -> None:
+    # Ten steps, with probability 7/8 (a lone request finds an idle engine); nothing is lost between TTFT and TPOT.
+    problem = small_problem(workload=small_workload(isl=200, osl=50), cluster=small_cluster(memory=AMPLE))
+    now = loop(problem, deployment(50, 8, attn_tp=2, moe_ep=2))
+    later = loop(problem, deployment(50, 8, attn_tp=2, moe_ep=2, admission_steps=10))
+    added = int(later.ttft_ns) - int(now.ttft_ns) + 50 * (int(later.tpot_ns) - int(now.tpot_ns))
+    assert added == pytest.approx(10 * 7 / 8 * int(now.decode_ns), abs=60)
+    assert int(later.ttft_ns) > int(now.ttft_ns)
+    alone = deployment(50, 1, attn_tp=2, moe_ep=2)
+    assert loop(problem, at(alone, admission_steps=10)).ttft_ns == loop(problem, alone).ttft_ns
+
+
+def test_the_wait_of_a_workload_reaches_the_prediction() -> None:
+    load = small_workload(isl=200, osl=50, concurrency=8)
+    slow = small_workload(isl=200, osl=50, concurrency=8, admission_steps=2.5)
+    strategy = Strategy(attn_tp=2, moe_ep=2, batch=8)
+    found = []
+    for workload in (load, slow):
+        problem = small_problem(workload=workload, cluster=small_cluster(memory=AMPLE))
+        found.append(predict_strategy(Leaves(problem), strategy, packing_of(problem, strategy), PPM))
+    assert int(found[1].ttft_ns) > int(found[0].ttft_ns) + 2 * int(found[0].decode_ns)
 
 
 # --- interference ----
@@ -339,6 +397,7 @@ def deployments(draw: st.DrawFn, moe: bool) -> tuple[Deployment, list[int]]:
                 "stage_members": min(4, tp * dp), "inside": draw(st.integers(0, 1)),
                 "lambda_ppm": draw(st.integers(PPM, 3 * PPM)),
                 "concurrency": draw(st.integers(1, 3000)), "osl": draw(st.integers(1, 500)),
+                "admission_steps": draw(st.integers(0, 40)),
             }
         )  # fmt: skip
     isl = [draw(st.integers(1, 20_000)) for _ in rows]

@@ -65,6 +65,8 @@ def test_a_row_with_every_column(tmp_path: Path) -> None:
         "measured_tpot_ms": "9.0893",
         "speculative_draft": "3",
         "speculative_accepted": "1.5",
+        "admission_steps": "7.5",
+        "prefix_hit_rate": "0.25",
         "colour": "blue",
     }
     assert one(tmp_path, **extra) == Measurement(
@@ -88,6 +90,8 @@ def test_a_row_with_every_column(tmp_path: Path) -> None:
         ttft_ns=387_893_200,
         tpot_ns=9_089_300,
         speculative=Speculative(draft=3, accepted=1.5),
+        admission_steps=7.5,
+        prefix_hit_rate=0.25,
     )
 
 
@@ -96,6 +100,7 @@ def test_a_row_to_be_predicted_only(tmp_path: Path) -> None:
     row = one(tmp_path)
     assert (row.ttft_ns, row.tpot_ns, row.pp, row.speculative) == (None, None, 1, None)
     assert (row.engine_version, row.gemm_dtype, row.moe_dtype) == (None, None, None)
+    assert (row.admission_steps, row.prefix_hit_rate) == (None, 0.0)
 
 
 def test_optional_cells_may_be_empty(tmp_path: Path) -> None:
@@ -146,6 +151,9 @@ def test_malformed_times_and_shares(tmp_path: Path, column: str, cell: str) -> N
         ({"speculative_draft": "2", "speculative_accepted": "2.5"}, "exceeds the 2 tokens"),
         ({"speculative_draft": "1.5", "speculative_accepted": "1"}, "not a whole number of tokens"),
         ({"speculative_draft": "17", "speculative_accepted": "1"}, "up to 16"),
+        ({"admission_steps": "-1"}, "give the mean decode steps a prompt waits"),
+        ({"admission_steps": "1e6"}, "up to 10000"),
+        ({"prefix_hit_rate": "1"}, "give the share of prompts that was cached"),
     ],
 )
 def test_other_cells_that_cannot_be(tmp_path: Path, cells: dict[str, str], words: str) -> None:
@@ -216,7 +224,8 @@ def test_data_types_of_a_deployment(
     types = served.dtypes
     assert f"{types.attention} {types.dense} {types.experts}" == weights
     assert (served.quant_block, types.dispatch) == (block, dispatch)
-    assert (types.embedding, types.activation, types.kv) == ("bf16", "bf16", "bf16")
+    kv = "fp8" if llm.startswith("nvidia/") else "bf16"  # NVIDIA's checkpoints say so
+    assert (types.embedding, types.activation, types.kv) == ("bf16", "bf16", kv)
 
 
 @pytest.mark.parametrize(

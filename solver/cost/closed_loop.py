@@ -8,6 +8,7 @@ Engines choose their collectives, so the fastest one is charged and two-batch ov
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,8 @@ class Deployment:
     """Requests in flight, waiting ones included, over all replicas."""
     osl: Ints
     """Mean output length."""
+    admission_steps: Floats
+    """Mean decode steps that a new prompt waits before the engine takes it in."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,33 @@ class _Passes:
         decodes = bool(np.any(work.batch > 0))
         rows = work.batch * leaves.step_tokens + np.ceil(work.prompts).astype(np.int64)
         total = leaves.ffn.embedding_ns(tp, tokens) + leaves.ffn.head_ns("decode" if decodes else "prefill", tp, rows)
-        reduce_ns = leaves.comm.best_tp_allreduce_ns(tp, tokens)
-        moe_ns = self._moe_ns(tokens, reduce_ns) if leaves.experts is not None else np.zeros_like(total)
-        for kind, count in leaves.problem.llm.layers_of_kind.items():
-            layer = leaves.dense_part_ns(kind.attention, kind.ffn, tp, tokens) + self._core_ns(kind, work)
-            layer = layer + (moe_ns if kind.ffn == "moe" else leaves.num_allreduces("dense", "gather") * reduce_ns)
-            total = total + count * layer
+        for kind, layer in self._layers_ns(leaves.problem.llm.layers_of_kind, work, tokens).items():
+            total = total + leaves.problem.llm.layers_of_kind[kind] * layer
         return total
+
+    def _layers_ns(self, kinds: Iterable[LayerKind], work: _Pass, tokens: Ints) -> dict[LayerKind, Ints]:
+        """One layer of every kind, exchanges included, at `tokens` new tokens of the group."""
+        leaves, tp = self.leaves, self.at.attn_tp
+        reduce_ns = leaves.comm.best_tp_allreduce_ns(tp, tokens)
+        moe_ns = self._moe_ns(tokens, reduce_ns) if leaves.experts is not None else np.zeros_like(reduce_ns)
+        return {
+            kind: leaves.dense_part_ns(kind.attention, kind.ffn, tp, tokens)
+            + self._core_ns(kind, work)
+            + (moe_ns if kind.ffn == "moe" else leaves.num_allreduces("dense", "gather") * reduce_ns)
+            for kind in kinds
+        }
+
+    def _drafts_ns(self, work: _Pass) -> Ints:
+        """Passes that draft the tokens of a step with the LLM's own prediction layer; other drafters are not costed.
+
+        Each is one decoder layer, of the kind of the last one, and the head, for one token of every sequence.
+        """
+        leaves, llm, tp = self.leaves, self.leaves.problem.llm, self.at.attn_tp
+        if leaves.step_tokens == 1 or llm.num_mtp_layers == 0:
+            return np.zeros_like(work.batch)
+        (layer,) = self._layers_ns([llm.layers[-1]], work, work.batch).values()
+        head = leaves.ffn.embedding_ns(tp, work.batch) + leaves.ffn.head_ns("decode", tp, work.batch)
+        return (leaves.step_tokens - 1) * (layer + head)
 
     def _core_ns(self, kind: LayerKind, work: _Pass) -> Ints:
         """Attention core of the decoding sequences and of the prompts; one kernel when a pass has both."""
@@ -116,13 +139,23 @@ class _Passes:
         exchange = np.where((at.moe_ep > 1) & (at.attn_dp > 1), np.minimum(gather, sent), gather)
         return leaves.expert_ns(at.moe_tp, at.moe_ep, tokens, at.lambda_ppm) + exchange
 
+    def _drafts_host_ns(self, batch: Ints) -> Ints:
+        """Host work that speculative decoding adds to a step."""
+        calibration = self.leaves.problem.calibration
+        repeats = calibration.draft_host_steps if self.leaves.step_tokens > 1 else 0
+        added: Ints = repeats * (self.leaves.host_ns + batch * self.at.micro_batches * calibration.host_sequence)
+        return added
+
     def decode_step_ns(self, batch: Ints, context: Ints) -> tuple[Ints, Ints]:
-        """One decode step of all micro-batches, host work included; and one of their passes through all stages."""
+        """One decode step of all micro-batches, drafts and host work included; and one pass through all stages."""
         at, comm = self.at, self.leaves.comm
-        total = self.total_ns(_Pass(batch, context, np.zeros(np.shape(batch))))
+        work = _Pass(batch, context, np.zeros(np.shape(batch)))
+        alone = self.total_ns(work)
+        total = alone + self._drafts_ns(work)
+        host = self.leaves.host_ns + self._drafts_host_ns(batch)
         hops = (at.pp - 1) * comm.hop_ns(at.attn_tp, self.at.inside, batch * self.leaves.step_tokens)
         path = total + np.where(at.pp > 1, hops + comm.return_ns(self.at.inside), 0)
-        return np.maximum(path, at.micro_batches * -(-total // at.pp)) + self.leaves.host_ns, total
+        return np.maximum(path, at.micro_batches * -(-total // at.pp)) + host, alone
 
     def prefill_ns(self, prompts: Floats) -> tuple[Ints, Ints]:
         """All chunks of `prompts` prompts alone: time until the last one ends, and time that decoding loses.
@@ -193,8 +226,8 @@ def predict(leaves: Leaves, at: Deployment) -> ClosedLoop:
     else:
         _, lost = passes.prefill_ns(together)
     others: Floats = np.maximum(resident - 1, 0) / at.attn_dp * lost / together
-    # A request arrives in the middle of a step of the others, if there are any.
-    first: Floats = one + decode * (1 + (resident - 1) / resident / 2)
+    # A request arrives in the middle of a step of the others, if there are any, and waits until it is taken in.
+    first: Floats = one + decode + step * (0.5 + at.admission_steps) * (resident - 1) / resident
     tokens: Floats = at.osl * decode * 1.0
     burst = calibration.queue_share
     delaying = burst + (1 - burst) * first / (first + tokens)
@@ -227,5 +260,6 @@ def predict_strategy(leaves: Leaves, strategy: Strategy, packing: Packing, lambd
         lambda_ppm=np.asarray(lambda_ppm),
         concurrency=np.asarray(concurrency),
         osl=np.asarray(workload.osl),
+        admission_steps=np.asarray(workload.admission_steps),
     )
     return predict(leaves, at)

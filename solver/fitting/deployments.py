@@ -47,7 +47,7 @@ def grouped(rows: Sequence[Measurement], calibration: Calibration, range_ratio: 
     """
     members: dict[tuple[str, str, str, str], list[int]] = {}
     for position, row in enumerate(rows):
-        kind = f"{row.precision} {row.gemm_dtype} {row.moe_dtype} {row.speculative}"
+        kind = f"{row.precision} {row.gemm_dtype} {row.moe_dtype} {row.speculative} {row.prefix_hit_rate}"
         members.setdefault((row.llm, row.system, row.engine, kind), []).append(position)
     return tuple(_group(rows, np.array(own), calibration, (1 + range_ratio) / 2) for own in members.values())
 
@@ -62,7 +62,12 @@ def _group(rows: Sequence[Measurement], own: Ints, calibration: Calibration, mea
     isl = np.maximum(1, np.rint(column(lambda r: r.isl) * mean)).astype(np.int64)
     osl = np.maximum(2, np.rint(column(lambda r: r.osl) * mean)).astype(np.int64)
     workload = Workload(
-        name="measured", source="measurements", isl=int(isl[0]), osl=int(osl[0]), speculative=first.speculative
+        name="measured",
+        source="measurements",
+        isl=int(isl[0]),
+        osl=int(osl[0]),
+        speculative=first.speculative,
+        prefix_hit_rate=first.prefix_hit_rate,
     )
     problem = Problem(llm=served_llm(first), cluster=cluster, workload=workload, calibration=calibration)
     attn_tp, attn_dp, pp = column(lambda r: r.attn_tp), column(lambda r: r.attn_dp), column(lambda r: r.pp)
@@ -80,6 +85,7 @@ def _group(rows: Sequence[Measurement], own: Ints, calibration: Calibration, mea
         lambda_ppm=np.full_like(stage, PPM),
         concurrency=column(lambda r: r.concurrency),
         osl=osl,
+        admission_steps=np.array([rows[int(i)].admission_steps or 0.0 for i in own]),
     )
     return Group(key_of(cluster, first.engine), problem, Lengths.many(problem, isl, osl), at, own)
 
@@ -103,6 +109,8 @@ def question_of(row: Measurement, calibration: Calibration, range_ratio: float) 
         osl=max(2, round(row.osl * mean)),
         concurrency=row.concurrency,
         speculative=row.speculative,
+        admission_steps=row.admission_steps or 0.0,
+        prefix_hit_rate=row.prefix_hit_rate,
     )
     llm, cluster = served_llm(row), served_cluster(row)
     replicas = max(1, row.gpus // (row.attn_tp * row.attn_dp * row.pp))

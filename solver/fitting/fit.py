@@ -45,6 +45,20 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Traits:
+    """How engines work, where that is known and not fitted: names of those that do it, "" for any engine."""
+
+    mixed: tuple[str, ...]
+    """Compute prompt chunks and decode tokens in one step."""
+    serial_drafts: tuple[str, ...]
+    """Plan the draft, the verification and the extension of a step one after another."""
+
+    def of(self, engine: str) -> dict[str, object]:
+        """Fields of an engine's :class:`Calibration`."""
+        return {"mixed_batches": engine in self.mixed, "draft_host_steps": 2 if engine in self.serial_drafts else 0}
+
+
+@dataclass(frozen=True)
 class Fit:
     """A fitted model."""
 
@@ -52,13 +66,13 @@ class Fit:
     priors: tuple[Coefficient, ...]
     model: tuple[Parameter, ...]
     z: Floats
-    mixed: tuple[str, ...] | None = None
-    """Engines that mix prompt chunks into decode steps; absent keeps what the base says."""
+    traits: Traits | None = None
+    """Absent keeps what the base says."""
 
     def calibration(self, key: Key) -> Calibration:
         """Coefficients of an (hardware, engine); levels it does not share with the data stay at the level above."""
         found = calibrated(self.base, values(self.priors, self.model, self.z, key))
-        return found if self.mixed is None else found.model_copy(update={"mixed_batches": key[1] in self.mixed})
+        return found if self.traits is None else found.model_copy(update=self.traits.of(key[1]))
 
 
 def pair_weights(pairs: Sequence[str]) -> Floats:
@@ -68,9 +82,7 @@ def pair_weights(pairs: Sequence[str]) -> Floats:
     return weights
 
 
-def fit(
-    target: Target, base: Calibration, priors: tuple[Coefficient, ...], mixed: tuple[str, ...] | None = None
-) -> Fit:
+def fit(target: Target, base: Calibration, priors: tuple[Coefficient, ...], traits: Traits | None = None) -> Fit:
     """Coefficients that explain the measurements, shrunk towards the priors.
 
     Minimises pseudo-Huber losses of the relative errors ``exp(log error) - 1`` of TPOT and TTFT, plus the squares of
@@ -86,7 +98,7 @@ def fit(
     except ImportError as error:
         raise SpecError("fitting a calibration needs scipy: pip install 'shardwright[calibrate]'") from error
     model = parameters(priors, [group.key for group in target.groups])
-    begin = Fit(base, priors, model, np.zeros(len(model)), mixed)
+    begin = Fit(base, priors, model, np.zeros(len(model)), traits)
     problem = _Residuals(target, begin)
     found = least_squares(problem.residuals, begin.z, jac=problem.jacobian, max_nfev=MOST_TURNS, xtol=1e-4, ftol=1e-4)
     return replace(begin, z=found.x)
@@ -153,7 +165,7 @@ def folds_of(
     left_out: Sequence[str],
     base: Calibration,
     priors: tuple[Coefficient, ...],
-    mixed: tuple[str, ...] | None = None,
+    traits: Traits | None = None,
     *,
     workers: int = 1,
 ) -> Iterator[Fold]:
@@ -165,10 +177,10 @@ def folds_of(
     hidden = [np.flatnonzero(names == name) for name in np.unique(names)]
     if workers == 1:
         for rows in hidden:
-            yield Fold(rows, fit(target.without(rows), base, priors, mixed))
+            yield Fold(rows, fit(target.without(rows), base, priors, traits))
         return
     with ProcessPoolExecutor(workers) as pool:
-        fits = [pool.submit(fit, target.without(rows), base, priors, mixed) for rows in hidden]
+        fits = [pool.submit(fit, target.without(rows), base, priors, traits) for rows in hidden]
         for rows, future in zip(hidden, fits, strict=True):
             yield Fold(rows, future.result())
 

@@ -88,6 +88,9 @@ class Calibration(Spec):
     """Share of the sampling noise of routing that reaches the time of the experts."""
     routing_skew: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Squared coefficient of variation of the experts' popularity where no loads are declared; 0 is uniform."""
+    draft_host_steps: Annotated[int, Field(ge=0, le=16)] = 0
+    """Times that a decode step repeats its host work when tokens are drafted: 2 where an engine plans the draft, the
+    verification and the extension one after another instead of while the GPU works."""
     mixed_batches: bool = False
     """Whether the engine computes prompt chunks and decode tokens in one step; if not, decoding waits for prefills."""
     request_overhead: Nanoseconds = 0

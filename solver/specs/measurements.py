@@ -21,7 +21,7 @@ from solver.specs.llm import Llm
 from solver.specs.precision import PRECISIONS, in_precision, storage_format
 from solver.specs.problem import ENGINES
 from solver.specs.tables import csv_lines
-from solver.specs.workload import MAX_SEQUENCES, Speculative
+from solver.specs.workload import MAX_ADMISSION_STEPS, MAX_SEQUENCES, Speculative
 
 MAX_MEASUREMENTS_BYTES = 64 * 2**20
 MAX_ROWS = 200_000
@@ -78,6 +78,10 @@ class Measurement:
     ttft_ns: int | None
     tpot_ns: int | None
     speculative: Speculative | None = None
+    admission_steps: float | None = None
+    """Mean decode steps that a new prompt waits before the engine takes it in; absent means not known."""
+    prefix_hit_rate: float = 0.0
+    """Share of every prompt whose KV was cached already."""
 
 
 def read_measurements(path: str | Path) -> tuple[Measurement, ...]:
@@ -85,8 +89,8 @@ def read_measurements(path: str | Path) -> tuple[Measurement, ...]:
 
     Columns: `id`, `llm`, `system`, `engine`, `precision`, `isl`, `osl`, `concurrency`, `attn_tp`, `attn_dp`, `moe_tp`,
     `moe_ep`, `gpus`; optional are `engine_version`, `gemm_dtype`, `moe_dtype`, `pp` (1), `measured_ttft_ms`,
-    `measured_tpot_ms`, and `speculative_draft` with `speculative_accepted`. An empty cell of an optional column means
-    that it is not known. Times are rounded to whole nanoseconds.
+    `measured_tpot_ms`, `prefix_hit_rate` (0), `admission_steps`, and `speculative_draft` with `speculative_accepted`.
+    An empty cell of an optional column means that it is not known. Times are rounded to whole nanoseconds.
 
     Raises
     ------
@@ -114,7 +118,8 @@ def read_measurements(path: str | Path) -> tuple[Measurement, ...]:
 def served_llm(measurement: Measurement) -> Llm:
     """The LLM of a measurement with the data types of the deployment (:func:`solver.specs.precision.in_precision`).
 
-    The KV cache is fp8 on hardware with an fp4 unit unless the precision has 16 bits, otherwise bf16. Scales of fp8 are
+    The KV cache is fp8 on hardware with an fp4 unit and in NVIDIA's own checkpoints (``nvidia/...``, whose quantisation
+    config says so), unless the precision has 16 bits; otherwise bf16. Scales of fp8 are
     per block where the LLM is published so, or where it has experts and the row says ``fp8_block``: engines quantise a
     dense LLM with one scale per channel unless its checkpoint has blocks.
 
@@ -179,7 +184,8 @@ def chosen(rows: Sequence[Measurement], filters: Sequence[str]) -> tuple[Measure
 @functools.lru_cache(maxsize=1024)
 def _served_llm(name: str, system: str, precision: str, fp8_blocks: bool) -> Llm:
     llm = load_llm(entry_name("llm", name) or name)
-    small_cache = "fp4" in load_cluster(system).gpu.peak and storage_format(precision) not in ("bf16", "fp16")
+    small_cache = "fp4" in load_cluster(system).gpu.peak or name.lower().startswith("nvidia/")
+    small_cache = small_cache and storage_format(precision) not in ("bf16", "fp16")
     blocks = fp8_blocks and (llm.is_moe or precision == "fp8_block")
     return in_precision(llm, precision, kv="fp8" if small_cache else "bf16", fp8_blocks=blocks)
 
@@ -295,6 +301,11 @@ def _measurement(row: _Row) -> Measurement:
         ttft_ns=row.nanoseconds("measured_ttft_ms"),
         tpot_ns=row.nanoseconds("measured_tpot_ms"),
         speculative=_speculative(row),
+        admission_steps=row.number(
+            "admission_steps", MAX_ADMISSION_STEPS, "give the mean decode steps a prompt waits", zero=True
+        ),
+        prefix_hit_rate=row.number("prefix_hit_rate", 0.999, "give the share of prompts that was cached", zero=True)
+        or 0.0,
     )
 
 

@@ -13,6 +13,7 @@ from solver.units import Nanoseconds
 
 Tokens = Annotated[int, Field(strict=True, ge=1, le=2**24)]
 MAX_SEQUENCES = 2**20
+MAX_ADMISSION_STEPS = 10_000
 
 
 class Slo(Spec):
@@ -98,6 +99,9 @@ class Workload(Spec):
     """Share of every prompt whose KV is already cached; at least one token is always computed."""
     prefill_chunk_tokens: Tokens = 8192
     """Most prompt tokens one attention-DP rank computes in a step (vLLM's default ``max_num_batched_tokens``)."""
+    admission_steps: Annotated[float, Field(ge=0, le=MAX_ADMISSION_STEPS)] = 0.0
+    """Mean decode steps that a new prompt waits before the engine takes it in, to batch prompts or because it looks for
+    them seldom: ``batch_wait_timeout_iters`` of TensorRT-LLM, half of SGLang's ``--scheduler-recv-interval``."""
     speculative: Speculative | None = None
     expert_loads: ExpertLoads | None = None
     """Absent means uniform routing."""
