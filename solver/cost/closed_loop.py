@@ -62,7 +62,7 @@ class ClosedLoop:
 
 @dataclass(frozen=True)
 class _Pass:
-    """Tokens of one attention group in one pass: decoding sequences, prompts, or both."""
+    """Tokens of one attention group in one pass, or in several on a first axis: decoding sequences, prompts, both."""
 
     batch: Ints
     context: Ints
@@ -84,9 +84,9 @@ class _Passes:
     def total_ns(self, work: _Pass) -> Ints:
         """All layers, embedding and head."""
         leaves, tp, tokens = self.leaves, self.at.attn_tp, work.tokens(self.leaves)
-        decodes = bool(np.any(work.batch > 0))
         rows = work.batch * leaves.step_tokens + np.ceil(work.prompts).astype(np.int64)
-        total = leaves.ffn.embedding_ns(tp, tokens) + leaves.ffn.head_ns("decode" if decodes else "prefill", tp, rows)
+        total = leaves.ffn.embedding_ns(tp, tokens) + leaves.ffn.head_ns("prefill", tp, rows)
+        total = total + np.where(work.batch > 0, leaves.ffn.sampling_ns(rows), 0)
         for kind, layer in self._layers_ns(leaves.problem.llm.layers_of_kind, work, tokens).items():
             total = total + leaves.problem.llm.layers_of_kind[kind] * layer
         return total
@@ -146,38 +146,36 @@ class _Passes:
         added: Ints = repeats * (self.leaves.host_ns + batch * self.at.micro_batches * calibration.host_sequence)
         return added
 
-    def decode_step_ns(self, batch: Ints, context: Ints) -> tuple[Ints, Ints]:
-        """One decode step of all micro-batches, drafts and host work included; and one pass through all stages."""
+    def decode_step_ns(self, work: _Pass, alone: Ints) -> Ints:
+        """One decode step of all micro-batches, drafts and host work included; `alone` is one pass of one of them."""
         at, comm = self.at, self.leaves.comm
-        work = _Pass(batch, context, np.zeros(np.shape(batch)))
-        alone = self.total_ns(work)
         total = alone + self._drafts_ns(work)
-        host = self.leaves.host_ns + self._drafts_host_ns(batch)
-        hops = (at.pp - 1) * comm.hop_ns(at.attn_tp, self.at.inside, batch * self.leaves.step_tokens)
+        host = self.leaves.host_ns + self._drafts_host_ns(work.batch)
+        hops = (at.pp - 1) * comm.hop_ns(at.attn_tp, self.at.inside, work.batch * self.leaves.step_tokens)
         path = total + np.where(at.pp > 1, hops + comm.return_ns(self.at.inside), 0)
-        return np.maximum(path, at.micro_batches * -(-total // at.pp)) + host, alone
+        step: Ints = np.maximum(path, at.micro_batches * -(-total // at.pp)) + host
+        return step
 
-    def prefill_ns(self, prompts: Floats) -> tuple[Ints, Ints]:
-        """All chunks of `prompts` prompts alone: time until the last one ends, and time that decoding loses.
+    def prefill_ns(self, total: Ints) -> Ints:
+        """All chunks of one prompt alone, until the last stage ends; `total` is one pass of it.
 
-        Stages work on successive chunks at once; decoding loses the time of one stage per chunk.
+        Stages work on successive chunks at once.
         """
         at, leaves = self.at, self.leaves
-        nothing = np.zeros(np.shape(prompts), dtype=np.int64)
-        total = self.total_ns(_Pass(nothing, nothing, prompts))
-        tokens = np.rint(prompts * leaves.lengths.chunk).astype(np.int64)
-        chunks, stage = leaves.lengths.chunks, -(-total // at.pp)
-        host = chunks * leaves.prefill_host_ns
-        path = total + (chunks - 1) * stage + (at.pp - 1) * leaves.comm.hop_ns(at.attn_tp, self.at.inside, tokens)
-        return path + host, chunks * stage + host
+        chunks, hop = leaves.lengths.chunks, leaves.comm.hop_ns(at.attn_tp, at.inside, leaves.lengths.chunk)
+        return total + (chunks - 1) * -(-total // at.pp) + (at.pp - 1) * hop + chunks * leaves.prefill_host_ns
 
-    def mixed_ns(self, batch: Ints, context: Ints, prompts: Floats, alone: Ints) -> Ints:
-        """What the same chunks add to decode steps that they share; `alone` is the pass without them."""
+    def lost_ns(self, total: Ints, alone: Ints) -> Ints:
+        """What decoding loses to prompts: the time of one stage per chunk, or what the chunks add to its own steps.
+
+        `total` is a pass with the prompts, `alone` a decode step's without them.
+        """
         at, leaves = self.at, self.leaves
-        both = self.total_ns(_Pass(batch, context, prompts))
-        more_host = leaves.prefill_host_ns - leaves.host_ns
-        added: Ints = leaves.lengths.chunks * np.maximum(0, -(-(both - alone) // at.pp) + more_host)
-        return added
+        added = -(-total // at.pp) + leaves.prefill_host_ns
+        if leaves.problem.calibration.mixed_batches:
+            added = np.maximum(0, -(-(total - alone) // at.pp) + leaves.prefill_host_ns - leaves.host_ns)
+        lost: Ints = leaves.lengths.chunks * added
+        return lost
 
 
 def capacity(leaves: Leaves, at: Deployment) -> Ints:
@@ -214,17 +212,18 @@ def predict(leaves: Leaves, at: Deployment) -> ClosedLoop:
     bins = at.attn_dp * at.micro_batches
     batch = -(-resident // bins)
     context = batch * (leaves.lengths.prompt + at.osl // 2)
-    step, alone = passes.decode_step_ns(batch, context)
-    decode = -(-step * PPM // leaves.kept_ppm)
     # Prompts that arrive within one decode step of a rank are prefilled together, as far as a pass has room.
     room = np.maximum(1.0, leaves.problem.workload.prefill_chunk_tokens / leaves.lengths.new)
     finished = batch * at.micro_batches / at.osl * (leaves.kept_ppm / PPM)
     together: Floats = np.clip(finished, 1.0, room)
-    one, _ = passes.prefill_ns(np.ones(np.shape(together)))
-    if calibration.mixed_batches:
-        lost = passes.mixed_ns(batch, context, together, alone)
-    else:
-        _, lost = passes.prefill_ns(together)
+    # All passes at once: a decode step's, a lone prompt's, and that of the others' prompts (in a decode step or alone).
+    decoding, shared = np.ones_like(batch), np.full_like(batch, int(calibration.mixed_batches))
+    decodes = np.stack([decoding, np.zeros_like(batch), shared])
+    prompts = np.stack(np.broadcast_arrays(np.zeros(np.shape(batch)), np.ones(np.shape(batch)), together))
+    alone, lone, crowded = passes.total_ns(_Pass(decodes * batch, decodes * context, prompts))
+    step = passes.decode_step_ns(_Pass(batch, context, np.zeros(np.shape(batch))), alone)
+    decode = -(-step * PPM // leaves.kept_ppm)
+    one, lost = passes.prefill_ns(lone), passes.lost_ns(crowded, alone)
     others: Floats = np.maximum(resident - 1, 0) / at.attn_dp * lost / together
     # A request arrives in the middle of a step of the others, if there are any, and waits until it is taken in.
     first: Floats = one + decode + step * (0.5 + at.admission_steps) * (resident - 1) / resident

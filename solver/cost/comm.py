@@ -6,6 +6,9 @@ Groups are described by their size `n` and by how many of their members share a 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 
 from solver.cost.machine import Floats, Ints, Machine, ceil_int
@@ -18,11 +21,28 @@ SCALE_BLOCK = 128
 SCALE_BYTES = 4
 
 
+def once(leaf: Callable[..., Ints]) -> Callable[..., Ints]:
+    """Compute a leaf of plain numbers and names the first time it is asked, a leaf of arrays every time."""
+
+    @functools.wraps(leaf)
+    def asked(self: Comm, *arguments: Ints | Floats | str) -> Ints:
+        if any(getattr(argument, "ndim", 0) for argument in arguments):
+            return leaf(self, *arguments)
+        key = (leaf.__name__, *(a if isinstance(a, str) else np.asarray(a).item() for a in arguments))
+        if key not in self.known:
+            self.known[key] = leaf(self, *arguments)
+        return self.known[key]
+
+    return asked
+
+
 class Comm:
     """Leaf costs of communication; payloads follow from the LLM's hidden size."""
 
     def __init__(self, problem: Problem, machine: Machine) -> None:
         self.machine, self.llm = machine, problem.llm
+        self.known: dict[tuple[str | int | float, ...], Ints] = {}
+        """Leaves of plain numbers so far."""
         self._base = float(machine.calibration.collective_base)
         self._activation_bytes = num_bytes(self.llm.dtypes.activation)
         self.token_bytes = self.llm.hidden_size * self._activation_bytes
@@ -81,11 +101,13 @@ class Comm:
 
     # --- tensor parallel ------------------------------------------------------------------------------------------
 
+    @once
     def tp_allreduce_ns(self, algorithm: AllReduce, attn_tp: Ints, tokens: Ints) -> Ints:
         """All-reduce of `tokens` token vectors over an attention TP group."""
         q = np.minimum(attn_tp, self.machine.domain_gpus)
         return self.allreduce_ns(algorithm, attn_tp, q, tokens * self.token_bytes)
 
+    @once
     def best_tp_allreduce_ns(self, attn_tp: Ints, tokens: Ints) -> Ints:
         """The fastest algorithm (used where the algorithm is not a decision: once per step, in the embedding)."""
         ring = self.tp_allreduce_ns("ring", attn_tp, tokens)
@@ -95,6 +117,7 @@ class Comm:
             return best  # inside a domain the hierarchical one is the ring
         return np.minimum(best, self.tp_allreduce_ns("hierarchical", attn_tp, tokens))
 
+    @once
     def tp_allgather_ns(self, attn_tp: Ints, payload: Floats) -> Ints:
         """All-gather of `payload` bytes in total over an attention TP group."""
         return self.allgather_ns(attn_tp, np.minimum(attn_tp, self.machine.domain_gpus), payload)
@@ -139,6 +162,7 @@ class Comm:
         combine = copies * self.token_bytes * per_byte + latency + self._base
         return ceil_int(dispatch) + ceil_int(combine)
 
+    @once
     def gather_ns(self, stage_gpus: Ints, stage_members: Ints, tokens: Ints) -> Ints:
         """Exchange without all-to-all: gather all `tokens` of the stage, reduce-scatter the partial sums back."""
         members = np.minimum(stage_members, stage_gpus)

@@ -91,8 +91,12 @@ class Ffn:
             rest = (HEAD_KERNELS - 1) * self.machine.launch_ns
             gemm = measured.choose("LM head", measured.gemms_ns(rows, (shape,), dtype) + rest, gemm)
         if phase == "decode":
-            gemm = gemm + -(-self.machine.calibration.host_sequence * rows // self.step_tokens)
+            gemm = gemm + self.sampling_ns(rows)
         return gemm + self.comm.tp_allgather_ns(attn_tp, rows * float(self.llm.vocab_size) * LOGIT_BYTES)
+
+    def sampling_ns(self, rows: Ints) -> Ints:
+        """Host and sampling work of the sequences that `rows` rows of a decode step belong to."""
+        return -(-self.machine.calibration.host_sequence * rows // self.step_tokens)
 
     # --- memory -----------------------------------------------------------------------------------------------
 

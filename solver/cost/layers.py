@@ -128,16 +128,14 @@ class PhaseTimes:
         """What the first stage pays on top of its layers."""
         if self.is_idle:
             return 0
-        tp, tokens = as_ints(self.strategy.attn_tp, self.group_tokens)
-        return int(self.leaves.ffn.embedding_ns(tp, tokens))
+        return self.leaves.once(self.leaves.ffn.embedding_ns, self.strategy.attn_tp, self.group_tokens)
 
     @property
     def head_ns(self) -> int:
         """What the last stage pays on top of its layers."""
         if self.is_idle:
             return 0
-        tp, rows = as_ints(self.strategy.attn_tp, self.head_rows)
-        return int(self.leaves.ffn.head_ns(self.phase, tp, rows))
+        return self.leaves.once(self.leaves.ffn.head_ns, self.phase, self.strategy.attn_tp, self.head_rows)
 
     @property
     def hop_ns(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -136,8 +137,12 @@ def solve_layers(
     deadline = min(deadline, time.monotonic() + CLOSE_SECONDS)
     layers = []
     for counts_e in counts_le:
-        is_even = len(set(counts_e)) == 1 and sum(capacities) == len(counts_e)
-        slots, bound = (_linear(capacities), 0) if is_even else next(engine)
+        if len(set(counts_e)) == 1 and sum(capacities) == len(counts_e):
+            # Equal experts without redundancy: the rank with most slots is as busy in any order.
+            busiest = max(capacities) * expert_share(counts_e[0], sum(counts_e), 1)
+            layers.append(LayerPlacement(_linear(capacities), busiest, busiest))
+            continue
+        slots, bound = next(engine)
         best = Closed(slots, max(rank_loads(counts_e, slots)), max(bound, layer_bound(counts_e, capacities)))
         if best.busiest > best.bound:
             best = close_layer(counts_e, capacities, best, deadline - time.monotonic())
@@ -145,13 +150,10 @@ def solve_layers(
     return tuple(layers)
 
 
-def _linear(capacities: Sequence[int]) -> list[list[int]]:
-    """Experts in order, rank after rank (optimal for equal loads without redundancy)."""
-    slots, first = [], 0
-    for capacity in capacities:
-        slots.append(list(range(first, first + capacity)))
-        first += capacity
-    return slots
+def _linear(capacities: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Experts in order, rank after rank."""
+    ends = list(accumulate(capacities))
+    return tuple(tuple(range(end - capacity, end)) for end, capacity in zip(ends, capacities, strict=True))
 
 
 def _engine(
