@@ -18,6 +18,7 @@ from command_line import error_line, run
 from plans import build_plan, small_cluster, small_llm, small_problem, small_workload
 
 from solver import ExportError, Plan
+from solver.api import read_measurements
 from solver.expansion import expand
 from solver.export import TARGETS, ExportOptions, bench_script, deployment_of, export
 from solver.legality import violations
@@ -307,6 +308,14 @@ def test_the_benchmark_measures_the_planned_point(engine: str, tmp_path: Path) -
     assert len(rows) == 2
     assert (rows[0]["attn_dp"], rows[0]["moe_ep"], rows[0]["gpus"], rows[0]["concurrency"]) == ("4", "4", "4", "4")
     assert (rows[1]["measured_ttft_ms"], rows[1]["measured_tpot_ms"]) == ("12.5", "3.25")
+    assert (rows[0]["speculative_draft"], rows[0]["admission_steps"]) == ("", "0.0")
+    assert read_measurements(tmp_path / "out.csv")[0].tpot_ns == 3_250_000
+    (tmp_path / "old.csv").write_text("id,llm\n")
+    old = ["python3", "collect.py", "result.json", "old.csv"]
+    refused = subprocess.run(old, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "old.csv has other columns than id, llm" in refused.stderr
+    assert (tmp_path / "old.csv").read_text() == "id,llm\n"
 
 
 def test_nothing_to_measure_with_is_said() -> None:

@@ -6,11 +6,12 @@ a plan that the judge convicts), 70 our bug, 130 interrupted. stdout is the resu
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -47,24 +48,36 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(solve)
-app.command()(deploy)
-app.command()(pareto)
-app.command("solve-scenarios")(solve_scenarios)
-app.command()(evaluate)
-app.command()(explain)
-app.command("what-if")(what_if)
-app.command()(check)
-app.command()(verify)
-app.command()(placement)
-app.command()(calibrate)
-app.command()(export)
-app.command("bench-script")(bench_script)
-app.command()(report)
-app.command()(place)
-app.command()(sweep)
+
+
+def _add(function: Callable[..., None]) -> None:
+    """A command named like its function; the paragraphs of its docstring fill the terminal, whatever its width."""
+    paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    app.command(function.__name__.replace("_", "-"), help=text)(function)
+
+
+for _command in (
+    solve,
+    deploy,
+    pareto,
+    solve_scenarios,
+    evaluate,
+    explain,
+    what_if,
+    check,
+    verify,
+    placement,
+    calibrate,
+    export,
+    bench_script,
+    report,
+    place,
+    sweep,
+):
+    _add(_command)
 app.add_typer(catalog_app, name="catalog")
-app.command()(schema)
+_add(schema)
 
 
 def _version(show: bool) -> None:

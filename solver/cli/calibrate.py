@@ -45,8 +45,9 @@ def calibrate(
     """Fit the cost model's coefficients to your own measurements.
 
     The CSV has a row per measured deployment: id, llm, system, engine, precision, isl, osl, concurrency, attn_tp,
-    attn_dp, moe_tp, moe_ep, gpus, measured_ttft_ms, measured_tpot_ms. The fit starts from the catalog's calibration,
-    so that a few dozen rows are enough to gain; the report states the error on deployments that were left out.
+    attn_dp, moe_tp, moe_ep, gpus, measured_ttft_ms, measured_tpot_ms; where they apply also prefix_hit_rate,
+    speculative_draft, speculative_accepted, admission_steps. The fit starts from the catalog's calibration, so that a
+    few dozen rows are enough to gain; the report states the error on deployments that were left out.
     """
     from solver import api
     from solver.fitting.toml import calibration_toml

@@ -1,8 +1,9 @@
 """Commands that measure a deployed plan with the engine's own serving benchmark, and turn the result into a CSV row.
 
 The row has the columns that ``calibrate`` reads: LLM, system, engine, precision, request lengths, concurrency, degrees,
-TTFT and TPOT. Prompt and output lengths are exact (range ratio 0 for vLLM and 1 for SGLang: either means "always this
-length"), so that the measured point is the planned one.
+TTFT and TPOT; kept drafts and the wait for admission are those that the workload declares. Prompt and output lengths
+are exact (range ratio 0 for vLLM and 1 for SGLang: either means "always this length"), so that the measured point is
+the planned one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from solver.export.files import ExportFile, comment_head
 
 COLUMNS = (
     "id", "llm", "system", "engine", "precision", "isl", "osl", "concurrency", "attn_tp", "attn_dp", "moe_tp", "moe_ep",
-    "pp", "gpus", "measured_ttft_ms", "measured_tpot_ms", "measured_tokens_per_s",
+    "pp", "gpus", "speculative_draft", "speculative_accepted", "admission_steps",
+    "measured_ttft_ms", "measured_tpot_ms", "measured_tokens_per_s",
 )  # fmt: skip
 ROUNDS = 8
 """Requests per concurrent slot: enough that ramp-up and drain weigh little."""
@@ -46,7 +48,7 @@ def main() -> None:
         result = json.loads("\\n".join(lines))
     except json.JSONDecodeError:
         result = json.loads(lines[-1])  # one JSON object a line: the last run
-    row = dict(PLANNED, id=f"{{PLANNED['id']}}-{{int(time.time())}}")
+    row = dict(PLANNED, id=f"{{PLANNED['id']}}-{{time.time_ns()}}")
     for column, names in KEYS.items():
         found = [result[name] for name in names if name in result]
         if not found:
@@ -54,6 +56,8 @@ def main() -> None:
         row[column] = found[0]
     out = Path(sys.argv[2])
     new = not out.exists()
+    if not new and out.read_text().splitlines()[:1] != [",".join(COLUMNS)]:
+        raise SystemExit(f"{{out}} has other columns than {{', '.join(COLUMNS)}}; give another file")
     with out.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         if new:
@@ -75,6 +79,7 @@ def bench_files(deployment: Deployment) -> list[ExportFile]:
     """
     pool, instance = deployment.pool, deployment.instances[0]
     workload, strategy = pool.problem.workload, pool.strategy
+    speculative = workload.speculative
     slots = strategy.attn_dp * pool.sequences_per_rank
     concurrency = slots if workload.concurrency is None else -(-workload.concurrency // strategy.replicas)
     address = (deployment.lead(instance), deployment.port_of(instance))
@@ -101,6 +106,9 @@ def bench_files(deployment: Deployment) -> list[ExportFile]:
         "isl": sizes[0],
         "osl": sizes[1],
         "concurrency": sizes[2],
+        "speculative_draft": "" if speculative is None else speculative.draft,
+        "speculative_accepted": "" if speculative is None else speculative.accepted,
+        "admission_steps": workload.admission_steps,
     }
     collect = COLLECT.format(columns=COLUMNS, planned=planned)
     return [
