@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from solver.cost.leaves import Leaves, as_ints
@@ -159,7 +160,8 @@ class PhaseTimes:
         by_kind = [self.layer(kind).total_ns for kind in llm.kinds]
         times, first = [], 0
         for count in self.blocks.stage_layers:
-            times.append(sum(by_kind[kind] for kind in llm.kind_of_layer[first : first + count]))
+            held = Counter(llm.kind_of_layer[first : first + count])
+            times.append(sum(n * by_kind[kind] for kind, n in held.items()))
             first += count
         times[0] += self.embedding_ns
         times[-1] += self.head_ns

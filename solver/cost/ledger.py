@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from solver.cost.balance import batches_held, resident_tokens
 from solver.cost.layers import Blocks
 from solver.cost.leaves import Leaves, as_ints
@@ -69,8 +71,8 @@ def stage_ledgers(leaves: Leaves, strategy: Strategy, blocks: Blocks) -> tuple[S
     per_kind = [_layer_items(leaves, strategy, blocks, kind) for kind in llm.kinds]
     ledgers, first = [], 0
     for stage, count in enumerate(blocks.stage_layers):
-        layers = [per_kind[kind] for kind in llm.kind_of_layer[first : first + count]]
-        items = {name: sum(layer[name] for layer in layers) for name in layers[0]}
+        held = Counter(llm.kind_of_layer[first : first + count])
+        items = {name: sum(n * per_kind[kind][name] for kind, n in held.items()) for name in per_kind[0]}
         is_last = stage == len(blocks.stage_layers) - 1
         items.update(_constant_items(leaves, strategy, is_first=stage == 0, is_last=is_last))
         ledgers.append(
