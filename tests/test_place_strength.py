@@ -9,10 +9,12 @@ import pytest
 from test_place import FAST, draws, every_map, held_of, least_top, load_row, top_load, window
 
 from solver import LoadWindow, PlaceOptions, Placing, place
+from solver.place.counts import CountSearch, Start
 from solver.place.descent import Smooth
 from solver.place.dispatch import Splits, dispatch_bound, improve_dispatch
 from solver.place.pack import greedy_counts, pack
 from solver.place.pairs import Pairs, PairSearch, pairs_apply
+from solver.place.stack import scores
 from solver.place.state import Shelf
 from solver.place.static import Effort
 from solver.verify.expert_map import judge_placement
@@ -187,3 +189,95 @@ def test_the_search_for_the_split_lowers_its_maxima() -> None:
         held = [set(row[5 * rank : 5 * rank + 5].tolist()) for rank in range(12)]
         assert all(len(rank) == 5 for rank in held)
         assert set().union(*held) == set(range(48))
+
+
+# --- replica counts ---
+
+
+def longest_first(load: list[float], count: list[int], slots: list[int]) -> list[float] | None:
+    """Rank loads: experts by the share of a replica, onto the least loaded ranks with room; None where too few have."""
+    rank_load, room = [0.0] * len(slots), list(slots)
+    for e in sorted(range(len(load)), key=lambda e: -load[e] / count[e]):
+        ranks = sorted((r for r in range(len(slots)) if room[r]), key=lambda r: (rank_load[r], -room[r]))[: count[e]]
+        if len(ranks) < count[e]:
+            return None
+        for r in ranks:
+            rank_load[r] += load[e] / count[e]
+            room[r] -= 1
+    return rank_load
+
+
+def random_counts(rng: random.Random, experts: int, slots: int, ranks: int) -> list[int]:
+    count = [1] * experts
+    while sum(count) < slots:
+        count[rng.choice([e for e in range(experts) if count[e] < ranks])] += 1
+    return count
+
+
+@pytest.mark.parametrize("slots", [(3, 3, 3, 3), (4, 1, 3, 2, 2), (2, 2, 2, 2, 2, 2)])
+def test_packings_are_scored_all_at_once_as_one_by_one(slots: tuple[int, ...]) -> None:
+    rng = random.Random(len(slots))
+    experts, ranks = sum(slots) - 4, len(slots)
+    load = [[rng.uniform(0.05, 1.0) for _ in range(experts)] for _ in range(60)]
+    count = [random_counts(rng, experts, sum(slots), ranks) for _ in load]
+    limit = np.array([rng.choice([0.01, 0.1, 1.0, np.inf]) for _ in load])
+    found = scores(np.array(load, dtype=np.float32), np.array(count), limit, Shelf.of(slots))
+    for at, row in enumerate(zip(load, count, strict=True)):
+        ranks_of_row = longest_first(*row, list(slots))
+        penalty = np.inf if ranks_of_row is None else sum(max(0.0, value - 1) ** 2 for value in ranks_of_row)
+        if ranks_of_row is None or penalty > limit[at] + 1e-3:
+            assert not np.isfinite(found.penalty_b[at])
+        elif penalty < limit[at] - 1e-3:
+            assert found.penalty_b[at] == pytest.approx(penalty, abs=1e-3)
+            assert found.top_b[at] == pytest.approx(max(ranks_of_row), abs=1e-3)
+    assert np.isfinite(found.top_b).any()
+    assert not np.isfinite(found.top_b).all()
+
+
+def test_many_ranks_are_scored_nearly_as_one_by_one() -> None:
+    # With 32 ranks four replicas are put at a time, which costs little against one at a time.
+    rng = random.Random(3)
+    load = [[rng.paretovariate(1.2) for _ in range(64)] for _ in range(20)]
+    load = [[value * 32 / sum(row) for value in row] for row in load]
+    count = greedy_counts(np.array(load), Shelf.of((4,) * 32))
+    tops = [max(longest_first(row, c, [4] * 32) or [np.inf]) for row, c in zip(load, count.tolist(), strict=True)]
+    found = scores(np.array(load, dtype=np.float32), count, np.full(20, np.inf), Shelf.of((4,) * 32))
+    assert np.mean(found.top_b) == pytest.approx(np.mean(tops), rel=0.01)
+
+
+def test_annealing_finds_the_counts_of_tiny_layers() -> None:
+    for rng, experts, ranks, slots in draws(61, 60):
+        if experts == ranks * slots:
+            continue
+        counts = [count + 1 for count in load_row(rng, experts)]
+        best = min(top_load(held, counts) for held in every_map(experts, ranks, slots))
+        load, shelf = np.array([counts]) * ranks / sum(counts), Shelf.of((slots,) * ranks)
+        start = Start(greedy_counts(load, shelf), np.array([2.0 * best]))
+        search = CountSearch(load, shelf, np.array([best]), np.random.default_rng(0))
+        (count,) = search.run(np.arange(1), start, float("inf"), 60)
+        assert count.sum() == ranks * slots
+        assert 1 <= count.min() <= count.max() <= ranks
+        # The packing is a heuristic, and an expert that meets itself is not seen with two slots per rank.
+        assert search.found_l[0] == pytest.approx(best, rel=0.15)
+        assert slots == 2 or search.found_l[0] >= best * (1 - 1e-3)
+
+
+def test_annealing_beats_greedy_counts_where_few_experts_have_all_the_load() -> None:
+    # Six of 64 experts have three quarters of the load, and ranks have three slots: counts decide, not the packing.
+    tail = np.arange(1, 59) ** -1.2
+    counts = np.concatenate([np.full(6, 4000.0), 8000 * tail / tail.sum()]).astype(np.int64)
+    load, shelf = counts[None] * 32 / counts.sum(), Shelf.of((3,) * 32)
+    greedy = pack(load[:, None], np.zeros_like(load), greedy_counts(load, shelf), shelf)
+    placed = place([LoadWindow("w", counts[None])], Placing.even(32, 3), PlaceOptions(60, turns=1, workers=1))
+    assert judge_placement(placed, [LoadWindow("w", counts[None])]).ok
+    assert 1 / greedy.rank_load_lkr().max() < 0.85
+    assert placed.balancedness > 0.95
+
+
+def test_uneven_slots_get_their_counts_searched_too() -> None:
+    rng = np.random.default_rng(9)
+    counts = (rng.pareto(1.2, 40) * 1000 + 1).astype(np.int64)
+    windows = [LoadWindow("w", counts[None])]
+    placed = place(windows, Placing(12, (6, 6, 6, 6, 4, 4, 4, 4, 3, 3, 3, 3)), PlaceOptions(60, turns=2, workers=1))
+    assert judge_placement(placed, windows).ok
+    assert placed.balancedness > 0.97

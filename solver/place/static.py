@@ -11,7 +11,7 @@ import numpy as np
 
 from solver.place import clock as time
 from solver.place.bounds import layer_bound, price_bound
-from solver.place.counts import CountSearch, fold, part_twins
+from solver.place.counts import CountSearch, Start
 from solver.place.exchange import Search
 from solver.place.pack import greedy_counts, pack
 from solver.place.pairs import PairSearch, pairs_apply
@@ -27,7 +27,8 @@ POLISH_TURNS = 30
 """Most turns that layers within the gap get on top."""
 FAR = 3e-3
 """Gap above which the replica counts are wrong rather than the packing: those layers get the count search."""
-COUNT_ROUNDS = 300
+STALLED = 1e-4
+COUNT_ROUNDS, MOST_ROUNDS = 400, 1600
 TRADES = 30
 RESTARTS = 6
 """Rounds of the count search, of the exchange, and packings of other counts, in one turn."""
@@ -94,8 +95,8 @@ def place_static(load_le: Floats, shelf: Shelf, effort: Effort) -> Found:
     state = pack(load_le[:, None, :], np.zeros_like(load_le), count_le, shelf)
     improver = _Improver(load_le, shelf, effort, bound_l, state.slot_ln)
     if pairs_apply(load_le.shape[1], shelf) and effort.turns > 1:
-        improver.pair(bound_l, count_le)
-    improver.run(count_le)
+        improver.pair(bound_l)
+    improver.run()
     bound_l = np.minimum(bound_l, improver.best_l)
     raise_bounds(load_le, shelf, Found(improver.best_ln, improver.best_l, bound_l), effort)
     return Found(improver.best_ln, improver.best_l, bound_l)
@@ -126,7 +127,7 @@ class _Improver:
         self.best_ln, self.best_l = self.search.slot_ln.copy(), self.search.rank_load_lr.max(axis=1)
         self.step_l = np.full(len(load_le), 0.01)
 
-    def pair(self, bound_l: Floats, count_le: Ints) -> None:
+    def pair(self, bound_l: Floats) -> None:
         """Two slots per rank: better bounds, and better counts where replicas need not stay spread; both in place."""
         gap = max(self.effort.gap, FINEST)
         search = PairSearch(self.load_le, self.shelf, bound_l, self.best_l.copy(), gap, self.least)
@@ -136,32 +137,30 @@ class _Improver:
         if not found or self.shelf.spread:
             return
         layers = np.array(sorted(found))
-        count_le[layers] = np.stack([found[layer] for layer in layers])
-        self._adopt(count_le, layers)
+        self._adopt(np.stack([found[layer] for layer in layers]), layers)
 
-    def run(self, count_le: Ints) -> None:
+    def run(self) -> None:
         """Turns until every layer is within the gap or the time is over."""
         redundant = self.shelf.num_slots > self.least * self.load_le.shape[1]
-        even = bool((self.shelf.slots_r == self.shelf.slots_r[0]).all()) and not self.shelf.spread
         counts = None
-        if redundant and even:
-            counts = CountSearch(
-                self.load_le, count_le.copy(), self.shelf, self.goal_l, self.best_l.copy(), self.rng, self.least
-            )
+        if redundant and not self.shelf.spread:
+            counts = CountSearch(self.load_le, self.shelf, self.goal_l, self.rng)
         until = self.effort.begun + 0.85 * self.effort.seconds
-        for _ in range(self.effort.turns):
+        before_l = np.full(len(self.best_l), np.inf)
+        for turn in range(self.effort.turns):
             self.effort.tell(self.best_l, self.goal_l / (1 + self.effort.gap))
             active = np.flatnonzero(self.best_l > self.goal_l)
             if not len(active) or time.monotonic() >= until:
                 break
-            far = active[self.best_l[active] > self.goal_l[active] * (1 + FAR)]
+            hard = (self.best_l > self.goal_l * (1 + FAR)) | (self.best_l > before_l * (1 - STALLED))
+            before_l = self.best_l.copy()
+            far = active[hard[active]]
             if counts is not None and len(far):
-                counts.run(far, until, COUNT_ROUNDS)
-                self._adopt(counts.best_le, far)
-            if redundant and len(far):
+                start = Start(counts_of(self.best_ln[far], self.load_le.shape[1]), self.best_l[far])
+                self._adopt(counts.run(far, start, until, min(COUNT_ROUNDS << turn, MOST_ROUNDS)), far)
+            elif redundant and len(far):
                 self._restart(far, until)
-            near = np.setdiff1d(active, far)
-            self._exchange(near if counts is not None and len(near) else active, until, trade=redundant)
+            self._exchange(active, until, trade=redundant)
         self._polish(trade=redundant)
 
     def _polish(self, *, trade: bool) -> None:
@@ -210,14 +209,11 @@ class _Improver:
             count_le[rows[legal], taker[legal]] += 1
 
     def _adopt(self, count_le: Ints, layers: Ints) -> None:
-        """Take the packings of the counts, where they are better after swaps."""
-        slot = fold(self.load_le[layers], count_le[layers], self.shelf)
-        for at, layer in enumerate(layers):
-            share_e = self.load_le[layer] / count_le[layer]
-            if not part_twins(slot[at], share_e, self.shelf):
-                slot[at] = self.best_ln[layer]
+        """Take the packings of the layers' counts, where they are better after swaps."""
+        load_le = self.load_le[layers]
+        packed = pack(load_le[:, None, :], np.zeros_like(load_le), count_le, self.shelf, longest_first=True)
         self._aim(layers)
-        self.search.slot_ln[layers] = slot
+        self.search.slot_ln[layers] = packed.slot_ln
         self.search.refresh(layers)
         self.search.settle(layers, self.rng, 60)
         self._keep(layers)
