@@ -14,7 +14,7 @@ from solver.place.descent import Smooth
 from solver.place.dispatch import Splits, dispatch_bound, improve_dispatch
 from solver.place.pack import greedy_counts, pack
 from solver.place.pairs import Pairs, PairSearch, pairs_apply
-from solver.place.stack import scores
+from solver.place.stack import TWIN_COST, Scores, scores, shares, units_of
 from solver.place.state import Shelf
 from solver.place.static import Effort
 from solver.verify.expert_map import judge_placement
@@ -214,14 +214,18 @@ def random_counts(rng: random.Random, experts: int, slots: int, ranks: int) -> l
     return count
 
 
-@pytest.mark.parametrize("slots", [(3, 3, 3, 3), (4, 1, 3, 2, 2), (2, 2, 2, 2, 2, 2)])
+def scores_of(load: list[list[float]], count: np.ndarray, limit: np.ndarray, shelf: Shelf) -> Scores:
+    return scores(shares(np.array(load), count, units_of(len(load[0]), shelf)), count, limit, shelf)
+
+
+@pytest.mark.parametrize("slots", [(3, 3, 3, 3), (4, 1, 3, 2, 2)])
 def test_packings_are_scored_all_at_once_as_one_by_one(slots: tuple[int, ...]) -> None:
     rng = random.Random(len(slots))
     experts, ranks = sum(slots) - 4, len(slots)
     load = [[rng.uniform(0.05, 1.0) for _ in range(experts)] for _ in range(60)]
     count = [random_counts(rng, experts, sum(slots), ranks) for _ in load]
     limit = np.array([rng.choice([0.01, 0.1, 1.0, np.inf]) for _ in load])
-    found = scores(np.array(load, dtype=np.float32), np.array(count), limit, Shelf.of(slots))
+    found = scores_of(load, np.array(count), limit, Shelf.of(slots))
     for at, row in enumerate(zip(load, count, strict=True)):
         ranks_of_row = longest_first(*row, list(slots))
         penalty = np.inf if ranks_of_row is None else sum(max(0.0, value - 1) ** 2 for value in ranks_of_row)
@@ -234,6 +238,25 @@ def test_packings_are_scored_all_at_once_as_one_by_one(slots: tuple[int, ...]) -
     assert not np.isfinite(found.top_b).all()
 
 
+def test_pairs_are_scored_from_both_ends() -> None:
+    rng, shelf = random.Random(5), Shelf.of((2,) * 6)
+    load = [[rng.uniform(0.05, 1.5) for _ in range(8)] for _ in range(60)]
+    count = [random_counts(rng, 8, 12, 6) for _ in load]
+    found = scores_of(load, np.array(count), np.full(60, np.inf), shelf)
+    met = 0
+    for at, row in enumerate(zip(load, count, strict=True)):
+        item = sorted((value / c, e) for e, (value, c) in enumerate(zip(*row, strict=True)) for _ in range(c))
+        pairs = list(zip(item[:6], reversed(item[6:]), strict=True))
+        twins = sum(light[1] == heavy[1] for light, heavy in pairs)
+        over = [max(0.0, light[0] + heavy[0] - 1) for light, heavy in pairs]
+        assert found.penalty_b[at] == pytest.approx(sum(o * o for o in over) + twins * TWIN_COST**2, abs=1e-3)
+        if not twins:
+            assert found.top_b[at] == pytest.approx(max(light[0] + heavy[0] for light, heavy in pairs), abs=1e-3)
+        met += twins > 0
+        assert np.isfinite(found.top_b[at]) == (twins == 0)
+    assert 0 < met < 60
+
+
 def test_many_ranks_are_scored_nearly_as_one_by_one() -> None:
     # With 32 ranks four replicas are put at a time, which costs little against one at a time.
     rng = random.Random(3)
@@ -241,11 +264,12 @@ def test_many_ranks_are_scored_nearly_as_one_by_one() -> None:
     load = [[value * 32 / sum(row) for value in row] for row in load]
     count = greedy_counts(np.array(load), Shelf.of((4,) * 32))
     tops = [max(longest_first(row, c, [4] * 32) or [np.inf]) for row, c in zip(load, count.tolist(), strict=True)]
-    found = scores(np.array(load, dtype=np.float32), count, np.full(20, np.inf), Shelf.of((4,) * 32))
+    found = scores_of(load, count, np.full(20, np.inf), Shelf.of((4,) * 32))
     assert np.mean(found.top_b) == pytest.approx(np.mean(tops), rel=0.01)
 
 
-def test_annealing_finds_the_counts_of_tiny_layers() -> None:
+def test_annealing_finds_the_counts_of_most_tiny_layers() -> None:
+    tops = []
     for rng, experts, ranks, slots in draws(61, 60):
         if experts == ranks * slots:
             continue
@@ -257,9 +281,9 @@ def test_annealing_finds_the_counts_of_tiny_layers() -> None:
         (count,) = search.run(np.arange(1), start, float("inf"), 60)
         assert count.sum() == ranks * slots
         assert 1 <= count.min() <= count.max() <= ranks
-        # The packing is a heuristic, and an expert that meets itself is not seen with two slots per rank.
-        assert search.found_l[0] == pytest.approx(best, rel=0.15)
-        assert slots == 2 or search.found_l[0] >= best * (1 - 1e-3)
+        assert search.found_l[0] >= best * (1 - 1e-3)
+        tops.append(search.found_l[0] / best)
+    assert np.mean(np.array(tops) < 1 + 1e-3) > 0.7  # the packing is a heuristic
 
 
 def test_annealing_beats_greedy_counts_where_few_experts_have_all_the_load() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from solver.place import clock as time
-from solver.place.stack import scores
+from solver.place.stack import Words, scores, shares, units_of
 from solver.place.state import Floats, Ints, Shelf
 
 TRIES = 8
@@ -52,6 +52,7 @@ class CountSearch:
 
     def __post_init__(self) -> None:
         self.load_le = np.maximum(self.load_le, LIGHTEST * self.load_le.max(axis=1, keepdims=True))
+        self.units = units_of(self.load_le.shape[1], self.shelf)
         self.found_le = np.zeros(self.load_le.shape, dtype=np.int64)
         self.found_l, self.target_l = np.zeros(len(self.load_le)), np.zeros(len(self.load_le))
 
@@ -88,15 +89,14 @@ class CountSearch:
         self.target_l[layers] = np.maximum(self.goal_l[layers], best_l * (1 - STEP))
 
     def _penalty(self, layer_a: Ints, count_ae: Ints) -> Floats:
-        load = (self.load_le[layer_a] / self.target_l[layer_a, None]).astype(np.float32)
-        return scores(load, count_ae, np.full(len(layer_a), np.inf), self.shelf).penalty_b
+        share_ae = shares(self.load_le[layer_a] / self.target_l[layer_a, None], count_ae, self.units)
+        return scores(share_ae, count_ae, np.full(len(layer_a), np.inf), self.shelf).penalty_b
 
     def _round(self, layer_a: Ints, count_ae: Ints, penalty_a: Floats, heat: float) -> None:
         """Every walker's tries; counts and penalties change in place."""
         limit_a = penalty_a + heat * heat * self.rng.exponential(size=len(layer_a))
-        tried = self._tries(layer_a, count_ae)
-        load = np.repeat((self.load_le[layer_a] / self.target_l[layer_a, None]).astype(np.float32), TRIES, axis=0)
-        found = scores(load, tried, np.repeat(limit_a, TRIES), self.shelf)
+        tried, share = self._tries(layer_a, count_ae)
+        found = scores(share, tried, np.repeat(limit_a, TRIES), self.shelf)
         penalty = found.penalty_b.reshape(-1, TRIES)
         best = penalty.argmin(axis=1)
         value = penalty[np.arange(len(layer_a)), best]
@@ -109,22 +109,27 @@ class CountSearch:
         layers = layer_a[went[better]]
         self.found_le[layers], self.found_l[layers] = tried[chosen[better]], top[better]
 
-    def _tries(self, layer_a: Ints, count_ae: Ints) -> Ints:
-        """Counts of every walker with one or two replicas moved, ``[A x TRIES, E]``.
+    def _tries(self, layer_a: Ints, count_ae: Ints) -> tuple[Ints, Words]:
+        """Counts of every walker with one or two replicas moved, and the shares, ``[A x TRIES, E]``.
 
         Any expert with replicas to spare gives one; heavy replicas are the likeliest to be made lighter by another.
         """
+        load_ae = self.load_le[layer_a] / self.target_l[layer_a, None]
         spare = np.cumsum(count_ae > 1, axis=1).astype(np.float64)
-        weight = np.cumsum(self.load_le[layer_a] / count_ae, axis=1)
+        weight = np.cumsum(load_ae / count_ae, axis=1)
         tried = np.repeat(count_ae, TRIES, axis=0)
+        share = np.repeat(shares(load_ae, count_ae, self.units), TRIES, axis=0)
         rows = np.arange(len(tried))
-        for share in (1.0, SECOND):
+        for part in (1.0, SECOND):
             draw = self.rng.random((3, len(tried)))
             giver, taker = _drawn(spare, draw[0]), _drawn(weight, draw[1])
-            legal = (tried[rows, taker] < self.shelf.num_ranks) & (tried[rows, giver] > 1) & (draw[2] < share)
-            tried[rows[legal], giver[legal]] -= 1
-            tried[rows[legal], taker[legal]] += 1
-        return tried
+            legal = (tried[rows, taker] < self.shelf.num_ranks) & (tried[rows, giver] > 1) & (draw[2] < part)
+            row, giver, taker = rows[legal], giver[legal], taker[legal]
+            tried[row, giver] -= 1
+            tried[row, taker] += 1
+            for expert in (giver, taker):
+                share[row, expert] = shares(load_ae[row // TRIES, expert], tried[row, expert], self.units)
+        return tried, share
 
 
 def _drawn(sum_ae: Floats, draw_b: Floats) -> Ints:

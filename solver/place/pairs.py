@@ -28,11 +28,11 @@ NEARBY = 2
 """Counts around those of the linear program that CP-SAT may choose."""
 VIOLATED = 1e-6
 """Replicas by which a condition must fail to count: the tolerance of the linear program."""
-CLOSE_SECONDS = 0.5
+CLOSE_SECONDS = 0.2
 """Deterministic time of CP-SAT for one maximum of one layer, at first; doubled when all layers are done."""
 MOST_SECONDS = 16.0
 """Deterministic time of CP-SAT for one maximum at which the search gives up."""
-COARSE = 5e-3
+COARSE = 1e-2
 """Relative gap of a layer's first bound."""
 FIRST_STEP = 0.015
 """Distance from the bound, relative, of the first maximum that is tried: most layers have counts for it."""
@@ -137,11 +137,17 @@ class Pairs:
         self.slots = self.shelf.num_slots
 
     def bound(self, span: tuple[float, float], gap: float = 1e-3, until: float = math.inf) -> float:
-        """Highest maximum found impossible by bisection within `span`: the bound so far, and a maximum reached."""
+        """Highest maximum found impossible within `span`: the bound so far, and a maximum reached.
+
+        Maxima below the one reached are tried in steps that double, since few layers have wide gaps; then bisection.
+        """
         low, high = span
+        step, bracketed = gap, False
         while high > low * (1 + gap) and time.monotonic() < until:
-            middle = (low + high) / 2
-            if self.probe(middle).possible:
+            middle = (low + high) / 2 if bracketed else max((low + high) / 2, high * (1 - step))
+            possible = self.probe(middle).possible
+            step, bracketed = 2 * step, bracketed or not possible
+            if possible:
                 high = middle
             else:
                 low = middle

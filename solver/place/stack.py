@@ -16,13 +16,14 @@ import numpy.typing as npt
 from solver.place.state import Bools, Floats, Ints, Shelf
 
 Words = npt.NDArray[np.int32]
-Loads = npt.NDArray[np.float32]
 FULL_BIT = 30
 """Bit of an integer that says that a rank is full."""
 MOST_UNITS = 1 << 16
 """Parts of the target that loads are counted in, if the integers are long enough."""
 HIGHEST = 4
 """Share of one replica, in targets, beyond which it is not counted."""
+TWIN_COST = 0.02
+"""Overload that an expert counts as that meets itself, relative to the target."""
 CHECKS = 8
 """Steps after which packings above their limits are dropped."""
 DEAL = 8
@@ -37,34 +38,43 @@ class Scores:
     penalty_b: Floats
 
 
-def scores(load_be: Loads, count_be: Ints, limit_b: Floats, shelf: Shelf) -> Scores:
-    """Scores of packings of loads relative to their targets; a penalty above the limit is not computed further.
+def units_of(num_experts: int, shelf: Shelf) -> int:
+    """Parts of the target that loads are counted in: a rank's load and fill, or a share and its expert, fit in one."""
+    most_slots = int(shelf.slots_r.max())
+    longest = (1 << FULL_BIT) // (HIGHEST * max(most_slots << most_slots.bit_length(), 1 << num_experts.bit_length()))
+    return min(MOST_UNITS, 1 << longest.bit_length() - 1)
 
-    An expert with few replicas may meet itself on a rank, which is not seen.
+
+def shares(load: Floats, count: Ints, units: int) -> Words:
+    """Shares of one replica in units, rounded; loads relative to their targets."""
+    share: Words = np.minimum(load / count * units + 0.5, HIGHEST * units).astype(np.int32)
+    return share
+
+
+def scores(share_be: Words, count_be: Ints, limit_b: Floats, shelf: Shelf) -> Scores:
+    """Scores of packings of replicas with the given shares; a penalty above the limit is not computed further.
+
+    From three slots per rank on, an expert with few replicas may meet itself on a rank, which is not seen.
     """
     if bool((shelf.slots_r == 2).all()):
-        return _paired(load_be, count_be, limit_b, shelf)
-    return _Stacks(load_be, count_be, limit_b, shelf).run()
+        return _paired(share_be, count_be, limit_b, shelf)
+    return _Stacks(share_be, count_be, limit_b, shelf).run()
 
 
-def _paired(load_be: Loads, count_be: Ints, limit_b: Floats, shelf: Shelf) -> Scores:
-    """The heaviest replica with the lightest, and so on."""
-    share = _shares(load_be, count_be, MOST_UNITS)
-    item = np.repeat(share.ravel(), count_be.ravel()).reshape(len(load_be), shelf.num_slots)
+def _paired(share_be: Words, count_be: Ints, limit_b: Floats, shelf: Shelf) -> Scores:
+    """The heaviest replica with the lightest, and so on; an expert that meets itself costs a bit, without maximum."""
+    packings, experts = share_be.shape
+    bits, units = experts.bit_length(), units_of(experts, shelf)
+    item = share_be << bits | np.arange(experts, dtype=np.int32)
+    item = np.repeat(item.ravel(), count_be.ravel()).reshape(packings, shelf.num_slots)
     item.sort(axis=1)
-    load = item[:, : shelf.num_ranks] + item[:, : shelf.num_ranks - 1 : -1]
-    penalty = _penalty(load, MOST_UNITS)
+    light, heavy = item[:, : shelf.num_ranks], item[:, : shelf.num_ranks - 1 : -1]
+    load = (light >> bits) + (heavy >> bits)
+    twins = (((light ^ heavy) & ((1 << bits) - 1)) == 0).sum(axis=1)
+    penalty = _penalty(load, units) + TWIN_COST**2 * twins
     out = penalty > limit_b
-    return Scores(np.where(out, np.inf, load.max(axis=1) / MOST_UNITS), np.where(out, np.inf, penalty))
-
-
-def _shares(load_be: Loads, count_be: Ints, units: int) -> Words:
-    """Shares of one replica in units, rounded."""
-    share = load_be * np.float32(units)
-    share /= count_be.astype(np.float32)
-    share += np.float32(0.5)
-    shares: Words = np.minimum(share, HIGHEST * units).astype(np.int32)
-    return shares
+    top = np.where(out | (twins > 0), np.inf, load.max(axis=1) / units)
+    return Scores(top, np.where(out, np.inf, penalty))
 
 
 def _penalty(load_br: Words, units: int) -> Floats:
@@ -77,18 +87,16 @@ def _penalty(load_br: Words, units: int) -> Floats:
 class _Stacks:
     """Half-filled ranks of the packings that are within their limits."""
 
-    def __init__(self, load_be: Loads, count_be: Ints, limit_b: Floats, shelf: Shelf) -> None:
-        most_slots = int(shelf.slots_r.max())
-        self.ranks, self.fill_bits = shelf.num_ranks, most_slots.bit_length()
-        longest = (1 << FULL_BIT) // (HIGHEST * most_slots << self.fill_bits)
-        self.units = min(MOST_UNITS, 1 << longest.bit_length() - 1)
+    def __init__(self, share_be: Words, count_be: Ints, limit_b: Floats, shelf: Shelf) -> None:
+        self.ranks, self.fill_bits = shelf.num_ranks, int(shelf.slots_r.max()).bit_length()
+        self.units = units_of(share_be.shape[1], shelf)
         self.full, self.filled = np.int32(1 << FULL_BIT), np.int32((1 << self.fill_bits) - 1)
-        self.limit_b, self.alive = limit_b, np.arange(len(load_be))
+        self.limit_b, self.alive = limit_b, np.arange(len(share_be))
         self.slots_of_step = max(1, self.ranks // DEAL)
         empty_r = self.filled - np.sort(shelf.slots_r)[::-1].astype(np.int32)
-        self.key_br = np.repeat(empty_r[None, :], len(load_be), axis=0)
+        self.key_br = np.repeat(empty_r[None, :], len(share_be), axis=0)
         count_bits = self.ranks.bit_length()
-        item = _shares(load_be, count_be, self.units) << count_bits | count_be.astype(np.int32)
+        item = share_be << count_bits | count_be.astype(np.int32)
         item.sort(axis=1)
         item = item[:, ::-1]
         self.count_be = item & ((1 << count_bits) - 1)

@@ -16,7 +16,7 @@ from solver.place.exchange import Search
 from solver.place.pack import greedy_counts, pack
 from solver.place.pairs import PairSearch, pairs_apply
 from solver.place.progress import Watch
-from solver.place.state import Floats, Ints, Shelf, counts_of
+from solver.place.state import Bools, Floats, Ints, Shelf, counts_of
 from solver.workers.engine import Engine
 
 GAP_GOAL = 5e-4
@@ -32,8 +32,11 @@ COUNT_ROUNDS, MOST_ROUNDS = 400, 1600
 TRADES = 30
 RESTARTS = 6
 """Rounds of the count search, of the exchange, and packings of other counts, in one turn."""
-PAIR_SHARE = 0.75
-"""Share of the time for programs over replica counts, where all ranks have two slots."""
+BOUND_SHARE = 0.07
+"""Share of the time for price bounds."""
+FIRST_SHARE, PAIR_SHARE = 0.3, 0.8
+"""Shares of the time after which counts are no longer annealed, and no longer found by programs, where all ranks have
+two slots."""
 NARROW = 5
 """Slots per rank up to which the count search scores packings well, so that one other packing a turn is enough."""
 
@@ -103,8 +106,8 @@ def place_static(load_le: Floats, shelf: Shelf, effort: Effort) -> Found:
 
 
 def raise_bounds(load_le: Floats, shelf: Shelf, found: Found, effort: Effort) -> None:
-    """Price bounds for the layers that are not within the gap, widest gaps first, while a tenth of the time lasts."""
-    until = time.monotonic() + max(0.2, 0.15 * effort.seconds)
+    """Price bounds for the layers that are not within the gap, widest gaps first, while there is time for them."""
+    until = time.monotonic() + max(0.2, BOUND_SHARE * effort.seconds)
     least = 2 if shelf.spread else 1
     for layer in np.argsort(found.bound_l / found.busiest_l, kind="stable"):
         low, high = float(found.bound_l[layer]), float(found.busiest_l[layer])
@@ -129,6 +132,9 @@ class _Improver:
 
     def pair(self, bound_l: Floats) -> None:
         """Two slots per rank: better bounds, and better counts where replicas need not stay spread; both in place."""
+        far = np.flatnonzero(self.best_l > self.goal_l)
+        if len(far) and not self.shelf.spread:
+            self.anneal(far, self.effort.begun + FIRST_SHARE * self.effort.seconds, MOST_ROUNDS)
         gap = max(self.effort.gap, FINEST)
         search = PairSearch(self.load_le, self.shelf, bound_l, self.best_l.copy(), gap, self.least)
         found = search.run(self.effort.begun + PAIR_SHARE * self.effort.seconds)
@@ -142,32 +148,34 @@ class _Improver:
     def run(self) -> None:
         """Turns until every layer is within the gap or the time is over."""
         redundant = self.shelf.num_slots > self.least * self.load_le.shape[1]
-        counts = None
-        if redundant and not self.shelf.spread:
-            counts = CountSearch(self.load_le, self.shelf, self.goal_l, self.rng)
-        until = self.effort.begun + 0.85 * self.effort.seconds
+        end = self.effort.begun + (1 - BOUND_SHARE) * self.effort.seconds
         before_l = np.full(len(self.best_l), np.inf)
         for turn in range(self.effort.turns):
             self.effort.tell(self.best_l, self.goal_l / (1 + self.effort.gap))
             active = np.flatnonzero(self.best_l > self.goal_l)
+            until = end - self.effort.polish_s * float(self._within().mean())
             if not len(active) or time.monotonic() >= until:
                 break
             hard = (self.best_l > self.goal_l * (1 + FAR)) | (self.best_l > before_l * (1 - STALLED))
             before_l = self.best_l.copy()
             far = active[hard[active]]
-            if counts is not None and len(far):
-                start = Start(counts_of(self.best_ln[far], self.load_le.shape[1]), self.best_l[far])
-                self._adopt(counts.run(far, start, until, min(COUNT_ROUNDS << turn, MOST_ROUNDS)), far)
+            if redundant and not self.shelf.spread and len(far):
+                self.anneal(far, until, min(COUNT_ROUNDS << turn, MOST_ROUNDS))
             elif redundant and len(far):
                 self._restart(far, until)
             self._exchange(active, until, trade=redundant)
         self._polish(trade=redundant)
 
+    def _within(self) -> Bools:
+        """Layers that are within the gap, and not exact."""
+        within: Bools = (self.best_l <= self.goal_l) & (self.best_l > self.finest_l)
+        return within
+
     def _polish(self, *, trade: bool) -> None:
         """A few more turns for the layers that are within the gap: cheap, and some get exact."""
-        within = np.flatnonzero((self.best_l <= self.goal_l) & (self.best_l > self.finest_l))
+        within = np.flatnonzero(self._within())
         self.goal_l = self.finest_l
-        until = time.monotonic() + self.effort.polish_s
+        until = time.monotonic() + self.effort.polish_s * len(within) / len(self.best_l)
         for _ in range(min(POLISH_TURNS, self.effort.turns)):
             within = within[self.best_l[within] > self.goal_l[within]]
             if not len(within) or time.monotonic() >= until:
@@ -207,6 +215,12 @@ class _Improver:
             legal &= giver != taker
             count_le[rows[legal], giver[legal]] -= 1
             count_le[rows[legal], taker[legal]] += 1
+
+    def anneal(self, layers: Ints, until: float, rounds: int) -> None:
+        """Search on the replica counts from the best ones."""
+        start = Start(counts_of(self.best_ln[layers], self.load_le.shape[1]), self.best_l[layers])
+        search = CountSearch(self.load_le, self.shelf, self.goal_l, self.rng)
+        self._adopt(search.run(layers, start, until, rounds), layers)
 
     def _adopt(self, count_le: Ints, layers: Ints) -> None:
         """Take the packings of the layers' counts, where they are better after swaps."""
