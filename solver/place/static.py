@@ -17,6 +17,7 @@ from solver.place.pack import greedy_counts, pack
 from solver.place.pairs import PairSearch, pairs_apply
 from solver.place.progress import Watch
 from solver.place.state import Bools, Floats, Ints, Shelf, counts_of
+from solver.place.swaps import Packed, SwapSearch
 from solver.workers.engine import Engine
 
 GAP_GOAL = 5e-4
@@ -28,17 +29,21 @@ POLISH_TURNS = 30
 FAR = 3e-3
 """Gap above which the replica counts are wrong rather than the packing: those layers get the count search."""
 STALLED = 1e-4
-COUNT_ROUNDS, MOST_ROUNDS = 400, 1600
+"""Gain of a turn, relative, below which layers with a narrower gap get it, too."""
+COUNT_ROUNDS, FIRST_ROUNDS = 64, 1600
+"""Rounds of the count search in the first turn, twice as many in each that follows; and before programs over counts."""
+SWAPS, MOST_SWAPS = 4, 2048
+"""Annealed swaps in the first turn, per pair of slots and at most; twice as many in each turn that follows."""
+DOUBLINGS = 4
+"""Turns after which rounds and swaps are no longer doubled."""
 TRADES = 30
 RESTARTS = 6
-"""Rounds of the count search, of the exchange, and packings of other counts, in one turn."""
+"""Rounds of the exchange, and packings of other counts, in one turn."""
 BOUND_SHARE = 0.07
 """Share of the time for price bounds."""
 FIRST_SHARE, PAIR_SHARE = 0.3, 0.8
 """Shares of the time after which counts are no longer annealed, and no longer found by programs, where all ranks have
 two slots."""
-NARROW = 5
-"""Slots per rank up to which the count search scores packings well, so that one other packing a turn is enough."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ class _Improver:
         """Two slots per rank: better bounds, and better counts where replicas need not stay spread; both in place."""
         far = np.flatnonzero(self.best_l > self.goal_l)
         if len(far) and not self.shelf.spread:
-            self.anneal(far, self.effort.begun + FIRST_SHARE * self.effort.seconds, MOST_ROUNDS)
+            self.anneal(far, self.effort.begun + FIRST_SHARE * self.effort.seconds, FIRST_ROUNDS)
         gap = max(self.effort.gap, FINEST)
         search = PairSearch(self.load_le, self.shelf, bound_l, self.best_l.copy(), gap, self.least)
         found = search.run(self.effort.begun + PAIR_SHARE * self.effort.seconds)
@@ -160,10 +165,12 @@ class _Improver:
             before_l = self.best_l.copy()
             far = active[hard[active]]
             if redundant and not self.shelf.spread and len(far):
-                self.anneal(far, until, min(COUNT_ROUNDS << turn, MOST_ROUNDS))
+                self.anneal(far, until, COUNT_ROUNDS << min(turn, DOUBLINGS))
             elif redundant and len(far):
                 self._restart(far, until)
             self._exchange(active, until, trade=redundant)
+            if not redundant and not self.shelf.spread:
+                self._swap(until, min(SWAPS * self.shelf.num_slots**2, MOST_SWAPS) << min(turn, DOUBLINGS))
         self._polish(trade=redundant)
 
     def _within(self) -> Bools:
@@ -182,10 +189,20 @@ class _Improver:
                 return
             self._exchange(within, until, trade=trade)
 
+    def _swap(self, until: float, steps: int) -> None:
+        """Anneal swaps in the layers that are not within the gap."""
+        active = np.flatnonzero(self.best_l > self.goal_l)
+        if len(active):
+            start = Packed(self.best_ln[active], self.best_l[active])
+            search = SwapSearch(self.load_le[active], self.shelf, self.goal_l[active], self.rng)
+            found = search.run(start, until, steps)
+            self.search.slot_ln[active] = found.slot_ln
+            self.search.refresh(active)
+            self._keep(active)
+
     def _restart(self, layers: Ints, until: float) -> None:
         """Packings of other replica counts: those of randomly distorted loads, or the best ones with a few traded."""
-        narrow = int(self.shelf.slots_r.max()) <= NARROW
-        for _ in range(1 if narrow else RESTARTS):
+        for _ in range(RESTARTS):
             if time.monotonic() >= until:
                 return
             load_le = self.load_le[layers]
