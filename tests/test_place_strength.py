@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 
 import numpy as np
@@ -13,8 +14,8 @@ from solver.place.counts import CountSearch, Start
 from solver.place.descent import Smooth
 from solver.place.dispatch import Splits, dispatch_bound, improve_dispatch
 from solver.place.pack import greedy_counts, pack
-from solver.place.pairs import Pairs, PairSearch, pairs_apply
-from solver.place.stack import TWIN_COST, Scores, scores, shares, units_of
+from solver.place.pairs import Pairs, PairSearch, every_count, pairs_apply
+from solver.place.stack import Scores, scores, shares, units_of
 from solver.place.state import Shelf
 from solver.place.static import Effort
 from solver.verify.expert_map import judge_placement
@@ -43,9 +44,10 @@ def test_no_bound_of_pairs_exceeds_an_optimum(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_pairs_find_the_best_counts(seed: int) -> None:
+def test_pairs_find_the_best_counts(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Sorted sizes paired from both ends are optimal but for an expert that meets itself, so the least maximum over all
     # counts is a lower bound of what is found, and is found.
+    monkeypatch.setattr(importlib.import_module("solver.place.pairs"), "MOST_COUNTS", 0)
     for counts, ranks in pair_sizes(seed + 10, 10):
         load, shelf = np.array(counts) * ranks / sum(counts), Shelf(np.full(ranks, 2), np.arange(ranks))
 
@@ -53,7 +55,7 @@ def test_pairs_find_the_best_counts(seed: int) -> None:
             size = np.sort(np.repeat(load / np.array(number), number))
             return float((size + size[::-1]).max())
 
-        best = min(paired(number) for number in every_count(len(counts), 2 * ranks, ranks))
+        best = min(paired(number) for number in every_number(len(counts), 2 * ranks, ranks))
         search = PairSearch(load[None], shelf, np.array([1e-9]), np.array([2.5 * load.sum()]), 1e-6)
         found = search.run(float("inf"))
         assert paired(tuple(found[0])) == pytest.approx(search.best_l[0])
@@ -61,11 +63,24 @@ def test_pairs_find_the_best_counts(seed: int) -> None:
         assert search.bound_l[0] <= best * (1 + 1e-9)
 
 
-def every_count(experts: int, slots: int, most: int) -> list[tuple[int, ...]]:
+@pytest.mark.parametrize("seed", range(4))
+def test_trying_all_counts_proves_the_optimum(seed: int) -> None:
+    # Where an expert would meet itself, the best other pairs are part of the count's maximum: no gap is left.
+    for counts, ranks in pair_sizes(seed + 20, 15):
+        load, shelf = np.array(counts) * ranks / sum(counts), Shelf.of((2,) * ranks)
+        best = min(top_load(held, counts) for held in every_map(len(counts), ranks, 2))
+        search = PairSearch(load[None], shelf, np.array([1e-9]), np.array([2.5 * load.sum()]), 1e-6)
+        (found,) = search.run(float("inf")).values()
+        assert search.bound_l[0] == pytest.approx(best, rel=1e-9)
+        packed = pack(load[None, None], np.zeros((1, len(counts))), found[None], shelf, longest_first=True)
+        assert packed.rank_load_lkr().max() == pytest.approx(best, rel=1e-9)
+
+
+def every_number(experts: int, slots: int, most: int) -> list[tuple[int, ...]]:
     """Every number of replicas of the experts that fills the slots."""
     if experts == 1:
         return [(slots,)] if 1 <= slots <= most else []
-    return [(c, *rest) for c in range(1, most + 1) for rest in every_count(experts - 1, slots - c, most)]
+    return [(c, *rest) for c in range(1, most + 1) for rest in every_number(experts - 1, slots - c, most)]
 
 
 def test_the_bound_of_pairs_is_higher_than_the_mean() -> None:
@@ -239,6 +254,7 @@ def test_packings_are_scored_all_at_once_as_one_by_one(slots: tuple[int, ...]) -
 
 
 def test_pairs_are_scored_from_both_ends() -> None:
+    # Longest first is the same as both ends of the sorted replicas, but it never lets an expert meet itself.
     rng, shelf = random.Random(5), Shelf.of((2,) * 6)
     load = [[rng.uniform(0.05, 1.5) for _ in range(8)] for _ in range(60)]
     count = [random_counts(rng, 8, 12, 6) for _ in load]
@@ -246,15 +262,23 @@ def test_pairs_are_scored_from_both_ends() -> None:
     met = 0
     for at, row in enumerate(zip(load, count, strict=True)):
         item = sorted((value / c, e) for e, (value, c) in enumerate(zip(*row, strict=True)) for _ in range(c))
-        pairs = list(zip(item[:6], reversed(item[6:]), strict=True))
-        twins = sum(light[1] == heavy[1] for light, heavy in pairs)
-        over = [max(0.0, light[0] + heavy[0] - 1) for light, heavy in pairs]
-        assert found.penalty_b[at] == pytest.approx(sum(o * o for o in over) + twins * TWIN_COST**2, abs=1e-3)
+        pairs = [light[0] + heavy[0] for light, heavy in zip(item[:6], reversed(item[6:]), strict=True)]
+        twins = item[5][1] == item[6][1]
+        met += twins
         if not twins:
-            assert found.top_b[at] == pytest.approx(max(light[0] + heavy[0] for light, heavy in pairs), abs=1e-3)
-        met += twins > 0
-        assert np.isfinite(found.top_b[at]) == (twins == 0)
+            assert found.penalty_b[at] == pytest.approx(sum(max(0.0, pair - 1) ** 2 for pair in pairs), abs=1e-3)
+        assert found.top_b[at] >= max(pairs) - 1e-3
+        assert found.top_b[at] == pytest.approx(max(longest_first(*row, [2] * 6) or [np.inf]), abs=1e-3)
     assert 0 < met < 60
+
+
+def test_every_count_of_few_is_tried() -> None:
+    for experts, ranks in ((3, 3), (5, 4), (4, 2)):
+        shelf = Shelf.of((2,) * ranks)
+        found = every_count(experts, shelf)
+        assert found is not None
+        assert sorted(map(tuple, found.tolist())) == sorted(every_number(experts, 2 * ranks, ranks))
+    assert every_count(64, Shelf.of((2,) * 64)) is None
 
 
 def test_many_ranks_are_scored_nearly_as_one_by_one() -> None:

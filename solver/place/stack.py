@@ -22,8 +22,6 @@ MOST_UNITS = 1 << 16
 """Parts of the target that loads are counted in, if the integers are long enough."""
 HIGHEST = 4
 """Share of one replica, in targets, beyond which it is not counted."""
-TWIN_COST = 0.02
-"""Overload that an expert counts as that meets itself, relative to the target."""
 CHECKS = 8
 """Steps after which packings above their limits are dropped."""
 DEAL = 8
@@ -62,19 +60,33 @@ def scores(share_be: Words, count_be: Ints, limit_b: Floats, shelf: Shelf) -> Sc
 
 
 def _paired(share_be: Words, count_be: Ints, limit_b: Floats, shelf: Shelf) -> Scores:
-    """The heaviest replica with the lightest, and so on; an expert that meets itself costs a bit, without maximum."""
+    """The heaviest replica with the lightest, and so on; see :func:`lone` for an expert that would meet itself."""
     packings, experts = share_be.shape
-    bits, units = experts.bit_length(), units_of(experts, shelf)
+    bits, units, ranks = experts.bit_length(), units_of(experts, shelf), shelf.num_ranks
     item = share_be << bits | np.arange(experts, dtype=np.int32)
     item = np.repeat(item.ravel(), count_be.ravel()).reshape(packings, shelf.num_slots)
     item.sort(axis=1)
-    light, heavy = item[:, : shelf.num_ranks], item[:, : shelf.num_ranks - 1 : -1]
-    load = (light >> bits) + (heavy >> bits)
-    twins = (((light ^ heavy) & ((1 << bits) - 1)) == 0).sum(axis=1)
-    penalty = _penalty(load, units) + TWIN_COST**2 * twins
+    expert_bn = item & ((1 << bits) - 1)
+    item >>= bits
+    load = np.empty((packings, ranks + 1), dtype=np.int32)
+    np.add(item[:, :ranks], item[:, : ranks - 1 : -1], out=load[:, :ranks])
+    load[:, ranks] = lone(item, expert_bn, count_be)
+    penalty = _penalty(load, units)
     out = penalty > limit_b
-    top = np.where(out | (twins > 0), np.inf, load.max(axis=1) / units)
-    return Scores(top, np.where(out, np.inf, penalty))
+    return Scores(np.where(out, np.inf, load.max(axis=1) / units), np.where(out, np.inf, penalty))
+
+
+def lone(size_bn: np.ndarray, expert_bn: Ints | Words, count_be: Ints) -> np.ndarray:
+    """Load of the pair that keeps the expert in the middle of sorted replicas from meeting itself; 0 where it does not.
+
+    Its c replicas are a run in the middle, so c others around it must take them: the highest is c places above the
+    middle of the lighter half. Lower ones would leave two beyond it to each other, which is worse, since the run is at
+    most half of the target: this is optimal.
+    """
+    rows, middle = np.arange(len(size_bn)), size_bn.shape[1] // 2
+    expert = expert_bn[:, middle]
+    above = size_bn[rows, middle - 1 + count_be[rows, expert]]
+    return np.where(expert_bn[:, middle - 1] == expert, size_bn[:, middle] + above, 0)
 
 
 def _penalty(load_br: Words, units: int) -> Floats:

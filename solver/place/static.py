@@ -14,7 +14,7 @@ from solver.place.bounds import layer_bound, price_bound
 from solver.place.counts import CountSearch, Start
 from solver.place.exchange import Search
 from solver.place.pack import greedy_counts, pack
-from solver.place.pairs import PairSearch, pairs_apply
+from solver.place.pairs import PairSearch, every_count, pairs_apply
 from solver.place.progress import Watch
 from solver.place.state import Bools, Floats, Ints, Shelf, counts_of
 from solver.place.swaps import Packed, SwapSearch
@@ -138,7 +138,7 @@ class _Improver:
     def pair(self, bound_l: Floats) -> None:
         """Two slots per rank: better bounds, and better counts where replicas need not stay spread; both in place."""
         far = np.flatnonzero(self.best_l > self.goal_l)
-        if len(far) and not self.shelf.spread:
+        if len(far) and not self.shelf.spread and every_count(self.load_le.shape[1], self.shelf) is None:
             self.anneal(far, self.effort.begun + FIRST_SHARE * self.effort.seconds, FIRST_ROUNDS)
         gap = max(self.effort.gap, FINEST)
         search = PairSearch(self.load_le, self.shelf, bound_l, self.best_l.copy(), gap, self.least)
