@@ -40,8 +40,8 @@ TRADES = 30
 RESTARTS = 6
 """Rounds of the exchange, and packings of other counts, in one turn."""
 BOUND_SHARE = 0.07
-"""Share of the time for price bounds."""
-FIRST_SHARE, PAIR_SHARE = 0.3, 0.8
+"""Share of the time for price bounds, where the programs of pairs do not give better ones."""
+FIRST_SHARE, PAIR_SHARE = 0.3, 0.85
 """Shares of the time after which counts are no longer annealed, and no longer found by programs, where all ranks have
 two slots."""
 
@@ -112,7 +112,7 @@ def place_static(load_le: Floats, shelf: Shelf, effort: Effort) -> Found:
 
 def raise_bounds(load_le: Floats, shelf: Shelf, found: Found, effort: Effort) -> None:
     """Price bounds for the layers that are not within the gap, widest gaps first, while there is time for them."""
-    until = time.monotonic() + max(0.2, BOUND_SHARE * effort.seconds)
+    until = max(time.monotonic() + 0.2, effort.deadline)
     least = 2 if shelf.spread else 1
     for layer in np.argsort(found.bound_l / found.busiest_l, kind="stable"):
         low, high = float(found.bound_l[layer]), float(found.busiest_l[layer])
@@ -153,7 +153,8 @@ class _Improver:
     def run(self) -> None:
         """Turns until every layer is within the gap or the time is over."""
         redundant = self.shelf.num_slots > self.least * self.load_le.shape[1]
-        end = self.effort.begun + (1 - BOUND_SHARE) * self.effort.seconds
+        bounds = 0.0 if pairs_apply(self.load_le.shape[1], self.shelf) else BOUND_SHARE
+        end = self.effort.begun + (1 - bounds) * self.effort.seconds
         before_l = np.full(len(self.best_l), np.inf)
         for turn in range(self.effort.turns):
             self.effort.tell(self.best_l, self.goal_l / (1 + self.effort.gap))
