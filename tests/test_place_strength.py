@@ -18,6 +18,7 @@ from solver.place.pairs import Pairs, PairSearch, every_count, pairs_apply
 from solver.place.stack import Scores, scores, shares, units_of
 from solver.place.state import Shelf
 from solver.place.static import Effort
+from solver.place.swaps import Packed, SwapSearch
 from solver.verify.expert_map import judge_placement
 
 # --- two slots per rank ---
@@ -329,3 +330,25 @@ def test_uneven_slots_get_their_counts_searched_too() -> None:
     placed = place(windows, Placing(12, (6, 6, 6, 6, 4, 4, 4, 4, 3, 3, 3, 3)), PlaceOptions(60, turns=2, workers=1))
     assert judge_placement(placed, windows).ok
     assert placed.balancedness > 0.97
+
+
+@pytest.mark.parametrize("redundant", [False, True])
+def test_annealed_swaps_find_the_best_packing_of_their_replicas(redundant: bool) -> None:
+    for rng, experts, ranks, slots in draws(71 + redundant, 80):
+        if (experts < ranks * slots) != redundant:
+            continue
+        counts = [count + 1 for count in load_row(rng, experts)]
+        held = rng.choice(list(every_map(experts, ranks, slots)))
+        replicas = [sum(e in rank for rank in held) for e in range(experts)]
+        same = [h for h in every_map(experts, ranks, slots)
+                if [sum(e in rank for rank in h) for e in range(experts)] == replicas]  # fmt: skip
+        best = min(top_load(h, counts) for h in same)
+        load, shelf = np.array([counts]) * ranks / sum(counts), Shelf.of((slots,) * ranks)
+        start = Packed(np.array([[e for rank in held for e in rank]]), np.array([top_load(held, counts)]))
+        search = SwapSearch(load, shelf, np.array([best * (1 - 1e-9)]), np.random.default_rng(0))
+        found = search.run(start, float("inf"), 256)
+        now = [tuple(row) for row in found.slot_ln[0].reshape(ranks, slots).tolist()]
+        assert all(len(set(rank)) == slots for rank in now)
+        assert top_load(now, counts) == pytest.approx(found.top_l[0])
+        # With redundancy a single swap may not lead from one packing to the best one without an expert meeting itself.
+        assert found.top_l[0] == pytest.approx(best) or (redundant and found.top_l[0] >= best)
