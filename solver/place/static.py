@@ -170,7 +170,7 @@ class _Improver:
             elif redundant and len(far):
                 self._restart(far, until)
             self._exchange(active, until, trade=redundant)
-            if not redundant and not self.shelf.spread:
+            if not self.shelf.spread:
                 self._swap(until, min(SWAPS * self.shelf.num_slots**2, MOST_SWAPS) << min(turn, DOUBLINGS))
         self._polish(trade=redundant)
 
