@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 
 import numpy as np
@@ -9,12 +10,15 @@ import pytest
 from test_place import FAST, draws, every_map, held_of, least_top, load_row, top_load, window
 
 from solver import LoadWindow, PlaceOptions, Placing, place
+from solver.place.counts import CountSearch, Start
 from solver.place.descent import Smooth
 from solver.place.dispatch import Splits, dispatch_bound, improve_dispatch
 from solver.place.pack import greedy_counts, pack
-from solver.place.pairs import Pairs, PairSearch, pairs_apply
+from solver.place.pairs import Pairs, PairSearch, every_count, pairs_apply
+from solver.place.stack import Scores, scores, shares, units_of
 from solver.place.state import Shelf
 from solver.place.static import Effort
+from solver.place.swaps import Packed, SwapSearch
 from solver.verify.expert_map import judge_placement
 
 # --- two slots per rank ---
@@ -41,9 +45,10 @@ def test_no_bound_of_pairs_exceeds_an_optimum(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_pairs_find_the_best_counts(seed: int) -> None:
+def test_pairs_find_the_best_counts(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Sorted sizes paired from both ends are optimal but for an expert that meets itself, so the least maximum over all
     # counts is a lower bound of what is found, and is found.
+    monkeypatch.setattr(importlib.import_module("solver.place.pairs"), "MOST_COUNTS", 0)
     for counts, ranks in pair_sizes(seed + 10, 10):
         load, shelf = np.array(counts) * ranks / sum(counts), Shelf(np.full(ranks, 2), np.arange(ranks))
 
@@ -51,7 +56,7 @@ def test_pairs_find_the_best_counts(seed: int) -> None:
             size = np.sort(np.repeat(load / np.array(number), number))
             return float((size + size[::-1]).max())
 
-        best = min(paired(number) for number in every_count(len(counts), 2 * ranks, ranks))
+        best = min(paired(number) for number in every_number(len(counts), 2 * ranks, ranks))
         search = PairSearch(load[None], shelf, np.array([1e-9]), np.array([2.5 * load.sum()]), 1e-6)
         found = search.run(float("inf"))
         assert paired(tuple(found[0])) == pytest.approx(search.best_l[0])
@@ -59,11 +64,24 @@ def test_pairs_find_the_best_counts(seed: int) -> None:
         assert search.bound_l[0] <= best * (1 + 1e-9)
 
 
-def every_count(experts: int, slots: int, most: int) -> list[tuple[int, ...]]:
+@pytest.mark.parametrize("seed", range(4))
+def test_trying_all_counts_proves_the_optimum(seed: int) -> None:
+    # Where an expert would meet itself, the best other pairs are part of the count's maximum: no gap is left.
+    for counts, ranks in pair_sizes(seed + 20, 15):
+        load, shelf = np.array(counts) * ranks / sum(counts), Shelf.of((2,) * ranks)
+        best = min(top_load(held, counts) for held in every_map(len(counts), ranks, 2))
+        search = PairSearch(load[None], shelf, np.array([1e-9]), np.array([2.5 * load.sum()]), 1e-6)
+        (found,) = search.run(float("inf")).values()
+        assert search.bound_l[0] == pytest.approx(best, rel=1e-9)
+        packed = pack(load[None, None], np.zeros((1, len(counts))), found[None], shelf, longest_first=True)
+        assert packed.rank_load_lkr().max() == pytest.approx(best, rel=1e-9)
+
+
+def every_number(experts: int, slots: int, most: int) -> list[tuple[int, ...]]:
     """Every number of replicas of the experts that fills the slots."""
     if experts == 1:
         return [(slots,)] if 1 <= slots <= most else []
-    return [(c, *rest) for c in range(1, most + 1) for rest in every_count(experts - 1, slots - c, most)]
+    return [(c, *rest) for c in range(1, most + 1) for rest in every_number(experts - 1, slots - c, most)]
 
 
 def test_the_bound_of_pairs_is_higher_than_the_mean() -> None:
@@ -187,3 +205,150 @@ def test_the_search_for_the_split_lowers_its_maxima() -> None:
         held = [set(row[5 * rank : 5 * rank + 5].tolist()) for rank in range(12)]
         assert all(len(rank) == 5 for rank in held)
         assert set().union(*held) == set(range(48))
+
+
+# --- replica counts ---
+
+
+def longest_first(load: list[float], count: list[int], slots: list[int]) -> list[float] | None:
+    """Rank loads: experts by the share of a replica, onto the least loaded ranks with room; None where too few have."""
+    rank_load, room = [0.0] * len(slots), list(slots)
+    for e in sorted(range(len(load)), key=lambda e: -load[e] / count[e]):
+        ranks = sorted((r for r in range(len(slots)) if room[r]), key=lambda r: (rank_load[r], -room[r]))[: count[e]]
+        if len(ranks) < count[e]:
+            return None
+        for r in ranks:
+            rank_load[r] += load[e] / count[e]
+            room[r] -= 1
+    return rank_load
+
+
+def random_counts(rng: random.Random, experts: int, slots: int, ranks: int) -> list[int]:
+    count = [1] * experts
+    while sum(count) < slots:
+        count[rng.choice([e for e in range(experts) if count[e] < ranks])] += 1
+    return count
+
+
+def scores_of(load: list[list[float]], count: np.ndarray, limit: np.ndarray, shelf: Shelf) -> Scores:
+    return scores(shares(np.array(load), count, units_of(len(load[0]), shelf)), count, limit, shelf)
+
+
+@pytest.mark.parametrize("slots", [(3, 3, 3, 3), (4, 1, 3, 2, 2)])
+def test_packings_are_scored_all_at_once_as_one_by_one(slots: tuple[int, ...]) -> None:
+    rng = random.Random(len(slots))
+    experts, ranks = sum(slots) - 4, len(slots)
+    load = [[rng.uniform(0.05, 1.0) for _ in range(experts)] for _ in range(60)]
+    count = [random_counts(rng, experts, sum(slots), ranks) for _ in load]
+    limit = np.array([rng.choice([0.01, 0.1, 1.0, np.inf]) for _ in load])
+    found = scores_of(load, np.array(count), limit, Shelf.of(slots))
+    for at, row in enumerate(zip(load, count, strict=True)):
+        ranks_of_row = longest_first(*row, list(slots))
+        penalty = np.inf if ranks_of_row is None else sum(max(0.0, value - 1) ** 2 for value in ranks_of_row)
+        if ranks_of_row is None or penalty > limit[at] + 1e-3:
+            assert not np.isfinite(found.penalty_b[at])
+        elif penalty < limit[at] - 1e-3:
+            assert found.penalty_b[at] == pytest.approx(penalty, abs=1e-3)
+            assert found.top_b[at] == pytest.approx(max(ranks_of_row), abs=1e-3)
+    assert np.isfinite(found.top_b).any()
+    assert not np.isfinite(found.top_b).all()
+
+
+def test_pairs_are_scored_from_both_ends() -> None:
+    # Longest first is the same as both ends of the sorted replicas, but it never lets an expert meet itself.
+    rng, shelf = random.Random(5), Shelf.of((2,) * 6)
+    load = [[rng.uniform(0.05, 1.5) for _ in range(8)] for _ in range(60)]
+    count = [random_counts(rng, 8, 12, 6) for _ in load]
+    found = scores_of(load, np.array(count), np.full(60, np.inf), shelf)
+    met = 0
+    for at, row in enumerate(zip(load, count, strict=True)):
+        item = sorted((value / c, e) for e, (value, c) in enumerate(zip(*row, strict=True)) for _ in range(c))
+        pairs = [light[0] + heavy[0] for light, heavy in zip(item[:6], reversed(item[6:]), strict=True)]
+        twins = item[5][1] == item[6][1]
+        met += twins
+        if not twins:
+            assert found.penalty_b[at] == pytest.approx(sum(max(0.0, pair - 1) ** 2 for pair in pairs), abs=1e-3)
+        assert found.top_b[at] >= max(pairs) - 1e-3
+        assert found.top_b[at] == pytest.approx(max(longest_first(*row, [2] * 6) or [np.inf]), abs=1e-3)
+    assert 0 < met < 60
+
+
+def test_every_count_of_few_is_tried() -> None:
+    for experts, ranks in ((3, 3), (5, 4), (4, 2)):
+        shelf = Shelf.of((2,) * ranks)
+        found = every_count(experts, shelf)
+        assert found is not None
+        assert sorted(map(tuple, found.tolist())) == sorted(every_number(experts, 2 * ranks, ranks))
+    assert every_count(64, Shelf.of((2,) * 64)) is None
+
+
+def test_many_ranks_are_scored_nearly_as_one_by_one() -> None:
+    # With 32 ranks four replicas are put at a time, which costs little against one at a time.
+    rng = random.Random(3)
+    load = [[rng.paretovariate(1.2) for _ in range(64)] for _ in range(20)]
+    load = [[value * 32 / sum(row) for value in row] for row in load]
+    count = greedy_counts(np.array(load), Shelf.of((4,) * 32))
+    tops = [max(longest_first(row, c, [4] * 32) or [np.inf]) for row, c in zip(load, count.tolist(), strict=True)]
+    found = scores_of(load, count, np.full(20, np.inf), Shelf.of((4,) * 32))
+    assert np.mean(found.top_b) == pytest.approx(np.mean(tops), rel=0.01)
+
+
+def test_annealing_finds_the_counts_of_most_tiny_layers() -> None:
+    tops = []
+    for rng, experts, ranks, slots in draws(61, 60):
+        if experts == ranks * slots:
+            continue
+        counts = [count + 1 for count in load_row(rng, experts)]
+        best = min(top_load(held, counts) for held in every_map(experts, ranks, slots))
+        load, shelf = np.array([counts]) * ranks / sum(counts), Shelf.of((slots,) * ranks)
+        start = Start(greedy_counts(load, shelf), np.array([2.0 * best]))
+        search = CountSearch(load, shelf, np.array([best]), np.random.default_rng(0))
+        (count,) = search.run(np.arange(1), start, float("inf"), 60)
+        assert count.sum() == ranks * slots
+        assert 1 <= count.min() <= count.max() <= ranks
+        assert search.found_l[0] >= best * (1 - 1e-3)
+        tops.append(search.found_l[0] / best)
+    assert np.mean(np.array(tops) < 1 + 1e-3) > 0.7  # the packing is a heuristic
+
+
+def test_annealing_beats_greedy_counts_where_few_experts_have_all_the_load() -> None:
+    # Six of 64 experts have three quarters of the load, and ranks have three slots: counts decide, not the packing.
+    tail = np.arange(1, 59) ** -1.2
+    counts = np.concatenate([np.full(6, 4000.0), 8000 * tail / tail.sum()]).astype(np.int64)
+    load, shelf = counts[None] * 32 / counts.sum(), Shelf.of((3,) * 32)
+    greedy = pack(load[:, None], np.zeros_like(load), greedy_counts(load, shelf), shelf)
+    placed = place([LoadWindow("w", counts[None])], Placing.even(32, 3), PlaceOptions(60, turns=1, workers=1))
+    assert judge_placement(placed, [LoadWindow("w", counts[None])]).ok
+    assert 1 / greedy.rank_load_lkr().max() < 0.85
+    assert placed.balancedness > 0.95
+
+
+def test_uneven_slots_get_their_counts_searched_too() -> None:
+    rng = np.random.default_rng(9)
+    counts = (rng.pareto(1.2, 40) * 1000 + 1).astype(np.int64)
+    windows = [LoadWindow("w", counts[None])]
+    placed = place(windows, Placing(12, (6, 6, 6, 6, 4, 4, 4, 4, 3, 3, 3, 3)), PlaceOptions(60, turns=2, workers=1))
+    assert judge_placement(placed, windows).ok
+    assert placed.balancedness > 0.97
+
+
+@pytest.mark.parametrize("redundant", [False, True])
+def test_annealed_swaps_find_the_best_packing_of_their_replicas(redundant: bool) -> None:
+    for rng, experts, ranks, slots in draws(71 + redundant, 80):
+        if (experts < ranks * slots) != redundant:
+            continue
+        counts = [count + 1 for count in load_row(rng, experts)]
+        held = rng.choice(list(every_map(experts, ranks, slots)))
+        replicas = [sum(e in rank for rank in held) for e in range(experts)]
+        same = [h for h in every_map(experts, ranks, slots)
+                if [sum(e in rank for rank in h) for e in range(experts)] == replicas]  # fmt: skip
+        best = min(top_load(h, counts) for h in same)
+        load, shelf = np.array([counts]) * ranks / sum(counts), Shelf.of((slots,) * ranks)
+        start = Packed(np.array([[e for rank in held for e in rank]]), np.array([top_load(held, counts)]))
+        search = SwapSearch(load, shelf, np.array([best * (1 - 1e-9)]), np.random.default_rng(0))
+        found = search.run(start, float("inf"), 256)
+        now = [tuple(row) for row in found.slot_ln[0].reshape(ranks, slots).tolist()]
+        assert all(len(set(rank)) == slots for rank in now)
+        assert top_load(now, counts) == pytest.approx(found.top_l[0])
+        # With redundancy a single swap may not lead from one packing to the best one without an expert meeting itself.
+        assert found.top_l[0] == pytest.approx(best) or (redundant and found.top_l[0] >= best)

@@ -1,7 +1,8 @@
-"""Search on the replica counts: one expert gives a replica, another takes it; a packing of sorted replicas scores it.
+"""Search on the replica counts: one expert gives a replica, another takes it; a packing from scratch scores every try.
 
-The packing deals the replicas in descending order, one per rank and round, the heaviest to the least loaded rank; with
-two slots per rank this is optimal up to distinctness. Shape suffixes: L layers, E experts, R ranks, N slots.
+Several walkers per layer, each trying some changes a round and taking the best of them where it lowers the penalty, or
+raises it by little: annealing. The penalty of counts is ``sum_r max(0, load_r - target)**2`` of their packing; the
+target stays a step below the best maximum so far. Shape suffixes: L layers, A walkers, B tries, E experts.
 """
 
 from __future__ import annotations
@@ -11,176 +12,131 @@ from dataclasses import dataclass
 import numpy as np
 
 from solver.place import clock as time
+from solver.place.stack import Words, scores, shares, units_of
 from solver.place.state import Floats, Ints, Shelf
 
-CANDIDATES = 16
-"""Changes of the counts that are tried in one round, of every layer."""
-ID_MASK = (1 << 12) - 1
-"""Bits of a float's mantissa that carry an expert's number."""
-TWIN_COST = 0.02
-"""Overload that an expert that sits twice on a rank counts as, relative to the target."""
-PATIENCE = 150
-"""Rounds without success after which a target is eased."""
+TRIES = 8
+"""Changes of the counts that a walker tries in one round."""
+AT_ONCE = 1024
+"""Tries of all walkers in one round: numpy's price per call is paid once for all of them."""
+MOST_WALKERS = 16
+"""Walkers of one layer."""
+SECOND = 0.3
+"""Share of the tries that make two changes."""
+STEP = 0.02
+"""Distance of the target below the best maximum, relative."""
+FRESH = 0.5
+"""Part of that distance below which the target is lowered."""
+HEAT = 0.03
+"""Overload of one rank, relative to the target, that a walker takes upon itself at first."""
+LIGHTEST = 1e-9
+"""Least load of an expert, relative to the heaviest: those without load can have replicas, too."""
 
 
 @dataclass(frozen=True)
-class Folded:
-    """Rank loads of the packing and how often an expert sits on a rank that has it already, per layer."""
+class Start:
+    """Counts that an annealing starts from, and the best maxima so far, of the layers that it is for."""
 
-    load_lr: Floats
-    twins_l: Ints
-
-
-def fold_loads(load_le: Floats, count_le: Ints, shelf: Shelf) -> Folded:
-    """Rank loads of the packing; slots per rank must be even."""
-    layers, experts = load_le.shape
-    ranks, each = shelf.num_ranks, int(shelf.slots_r[0])
-    # The expert rides in the lowest bits of the mantissa: sorting then needs no second array (relative error 2**-40).
-    share = (load_le / count_le).view(np.int64) & ~np.int64(ID_MASK) | np.arange(experts)
-    items = np.repeat(share.ravel(), count_le.ravel()).reshape(layers, shelf.num_slots)
-    items.sort(axis=1)  # the bits of positive floats sort as the floats do
-    items = items[:, ::-1]
-    value, expert = items.view(np.float64), items & ID_MASK
-    load, held = value[:, :ranks].copy(), expert[:, None, :ranks].copy()
-    twins = np.zeros(layers, dtype=np.int64)
-    for turn in range(1, each):
-        order = np.argsort(load, axis=1)
-        piece = slice(turn * ranks, (turn + 1) * ranks)
-        held = np.take_along_axis(held, order[:, None, :], 2)
-        twins += (held == expert[:, None, piece]).sum(axis=(1, 2))
-        held = np.concatenate([held, expert[:, None, piece]], axis=1)
-        load = np.take_along_axis(load, order, 1) + value[:, piece]
-    return Folded(load, twins)
-
-
-def fold(load_le: Floats, count_le: Ints, shelf: Shelf) -> Ints:
-    """The packing itself: expert of every slot; an expert may sit twice on a rank (see :func:`part_twins`)."""
-    layers, ranks, each = len(load_le), shelf.num_ranks, int(shelf.slots_r[0])
-    rows = np.arange(layers)[:, None]
-    experts = np.broadcast_to(np.arange(load_le.shape[1]), load_le.shape)
-    item = np.repeat(experts.ravel(), count_le.ravel()).reshape(layers, shelf.num_slots)
-    share = np.take_along_axis(load_le / count_le, item, 1)
-    order = np.argsort(-share, axis=1, kind="stable")
-    item, share = np.take_along_axis(item, order, 1), np.take_along_axis(share, order, 1)
-    slot = np.zeros((layers, ranks, each), dtype=np.int64)
-    load = np.zeros((layers, ranks))
-    for turn in range(each):
-        rank = np.argsort(load, axis=1, kind="stable")
-        piece = slice(turn * ranks, (turn + 1) * ranks)
-        slot[rows, rank, turn] = item[:, piece]
-        load[rows, rank] += share[:, piece]
-    return slot.reshape(layers, shelf.num_slots)
-
-
-def part_twins(slot_n: Ints, share_e: Floats, shelf: Shelf) -> bool:
-    """Swap second replicas of an expert on one rank away, to where loads stay lowest; False where none may."""
-    rank = shelf.rank_n
-    for _ in range(len(slot_n)):
-        keys = rank * (len(share_e) + 1) + slot_n
-        order = np.argsort(keys, kind="stable")
-        twins = order[1:][keys[order][1:] == keys[order][:-1]]
-        if not len(twins):
-            return True
-        i = int(twins[0])
-        held = np.zeros((shelf.num_ranks, len(share_e)), dtype=bool)
-        held[rank, slot_n] = True
-        legal = ~held[rank, slot_n[i]] & ~held[rank[i], slot_n]
-        if not legal.any():
-            return False
-        load = np.bincount(rank, weights=share_e[slot_n], minlength=shelf.num_ranks)
-        delta = share_e[slot_n] - share_e[slot_n[i]]
-        after = np.maximum(load[rank[i]] + delta, load[rank] - delta)
-        j = int(np.where(legal, after, np.inf).argmin())
-        slot_n[i], slot_n[j] = slot_n[j], slot_n[i]
-    return False
+    count_le: Ints
+    best_l: Floats
 
 
 @dataclass
 class CountSearch:
-    """Counts of several layers under search; `goal_l` is the maximum that ends it, `best_l` the best so far."""
+    """Counts of several layers under search; `goal_l` is the maximum that ends it."""
 
     load_le: Floats
-    count_le: Ints
     shelf: Shelf
     goal_l: Floats
-    best_l: Floats
     rng: np.random.Generator
-    least: int = 1
 
     def __post_init__(self) -> None:
-        layers = len(self.load_le)
-        self.load_le = np.maximum(self.load_le, 1e-9 * self.load_le.max(axis=1, keepdims=True))
-        self.best_le = self.count_le.copy()
-        self.step_l = np.full(layers, 0.02)
-        self.failed_l = np.zeros(layers, dtype=np.int64)
-        self.target_l = np.zeros(layers)
-        self.penalty_l = np.zeros(layers)
-        self._aim(np.arange(layers))
+        self.load_le = np.maximum(self.load_le, LIGHTEST * self.load_le.max(axis=1, keepdims=True))
+        self.units = units_of(self.load_le.shape[1], self.shelf)
+        self.found_le = np.zeros(self.load_le.shape, dtype=np.int64)
+        self.found_l, self.target_l = np.zeros(len(self.load_le)), np.zeros(len(self.load_le))
 
-    def _aim(self, layers: Ints) -> None:
-        """Set new targets below the best maxima and start from the best counts."""
-        self.target_l[layers] = np.maximum(self.goal_l[layers], self.best_l[layers] * (1 - self.step_l[layers]))
-        self.count_le[layers] = self.best_le[layers]
-        folded = fold_loads(self.load_le[layers], self.count_le[layers], self.shelf)
-        self.penalty_l[layers] = _penalty(folded, self.target_l[layers])
+    def run(self, layers: Ints, start: Start, deadline: float, rounds: int) -> Ints:
+        """One annealing of some layers, for so many rounds or until the deadline; the best counts that it met.
 
-    def run(self, layers: Ints, deadline: float, rounds: int) -> None:
-        """Try changes until the deadline (``time.monotonic``), the rounds are over, or the layers are done."""
-        for _ in range(rounds):
-            active = layers[self.best_l[layers] > self.goal_l[layers]]
-            if not len(active) or time.monotonic() >= deadline:
-                return
-            self._round(active)
+        The deadline is a time of ``time.monotonic``; the walkers cool down as either comes closer.
+        """
+        self.found_le[layers], self.found_l[layers] = start.count_le, np.inf
+        self._aim(layers, start.best_l)
+        layer_a = np.repeat(layers, max(1, min(MOST_WALKERS, AT_ONCE // (TRIES * len(layers)))))
+        count_ae = self.found_le[layer_a]
+        penalty_a = self._penalty(layer_a, count_ae)
+        begun = time.monotonic()
+        for number in range(rounds):
+            now = time.monotonic()
+            open_a = self.found_l[layer_a] > self.goal_l[layer_a]
+            if not open_a.all():
+                layer_a, count_ae, penalty_a = layer_a[open_a], count_ae[open_a], penalty_a[open_a]
+            if not len(layer_a) or now >= deadline:
+                break
+            done = max(number / rounds, (now - begun) / (deadline - begun))
+            self._round(layer_a, count_ae, penalty_a, HEAT * (1 - done) ** 2)
+            met = layers[self.found_l[layers] * (1 - FRESH * STEP) < self.target_l[layers]]
+            met = met[self.target_l[met] > self.goal_l[met]]
+            if len(met):
+                self._aim(met, self.found_l[met])
+                again = np.isin(layer_a, met)
+                penalty_a[again] = self._penalty(layer_a[again], count_ae[again])
+        return self.found_le[layers]
 
-    def _round(self, active: Ints) -> None:
-        rows = np.arange(len(active))
-        tried = np.repeat(self.count_le[active], CANDIDATES, axis=0)
-        load = np.repeat(self.load_le[active], CANDIDATES, axis=0)
-        changed = self._change(tried, load)
-        folded = fold_loads(load, tried, self.shelf)
-        penalty = np.where(changed, _penalty(folded, np.repeat(self.target_l[active], CANDIDATES)), np.inf)
-        penalty = penalty.reshape(len(active), CANDIDATES)
+    def _aim(self, layers: Ints, best_l: Floats) -> None:
+        """Targets a step below the best maxima."""
+        self.target_l[layers] = np.maximum(self.goal_l[layers], best_l * (1 - STEP))
+
+    def _penalty(self, layer_a: Ints, count_ae: Ints) -> Floats:
+        share_ae = shares(self.load_le[layer_a] / self.target_l[layer_a, None], count_ae, self.units)
+        return scores(share_ae, count_ae, np.full(len(layer_a), np.inf), self.shelf).penalty_b
+
+    def _round(self, layer_a: Ints, count_ae: Ints, penalty_a: Floats, heat: float) -> None:
+        """Every walker's tries; counts and penalties change in place."""
+        limit_a = penalty_a + heat * heat * self.rng.exponential(size=len(layer_a))
+        tried, share = self._tries(layer_a, count_ae)
+        found = scores(share, tried, np.repeat(limit_a, TRIES), self.shelf)
+        penalty = found.penalty_b.reshape(-1, TRIES)
         best = penalty.argmin(axis=1)
-        value = penalty[rows, best]
-        top = np.where(folded.twins_l > 0, np.inf, folded.load_lr.max(axis=1))
-        top = top.reshape(len(active), CANDIDATES)[rows, best]
-        good = value <= self.penalty_l[active]
-        taken = active[good]
-        self.count_le[taken] = tried.reshape(len(active), CANDIDATES, -1)[rows[good], best[good]]
-        self.penalty_l[taken] = value[good]
-        better = good & (top < self.best_l[active] * (1 - 1e-12))
-        self.best_l[active[better]] = top[better]
-        self.best_le[active[better]] = self.count_le[active[better]]
-        self.failed_l[active] += 1
-        self.failed_l[active[better]] = 0
-        met = active[good & (value <= 0)]
-        self.step_l[met] = np.minimum(self.step_l[met] * 1.5, 0.05)
-        stale = active[self.failed_l[active] >= PATIENCE]
-        self.step_l[stale] = np.maximum(self.step_l[stale] * 0.5, 3e-4)
-        self.failed_l[stale] = 0
-        again = np.union1d(met, stale)
-        if len(again):
-            self._aim(again)
+        value = penalty[np.arange(len(layer_a)), best]
+        went = np.flatnonzero(np.isfinite(value))
+        chosen = went * TRIES + best[went]
+        count_ae[went], penalty_a[went] = tried[chosen], value[went]
+        top = found.top_b[chosen] * self.target_l[layer_a[went]]
+        better = np.flatnonzero(top < self.found_l[layer_a[went]])
+        better = better[np.argsort(-top[better], kind="stable")]  # the best of a layer is written last
+        layers = layer_a[went[better]]
+        self.found_le[layers], self.found_l[layers] = tried[chosen[better]], top[better]
 
-    def _change(self, count: Ints, load: Floats) -> np.ndarray:
-        """Move one replica in every row: from a random replica that can be spared, half the time to a heavy expert."""
-        rows, experts = np.arange(len(count)), count.shape[1]
-        spare = np.cumsum(np.maximum(count - self.least, 0) > 0, axis=1)
-        draw = self.rng.random((3, len(count)))
-        giver = (spare <= (draw[0] * spare[:, -1])[:, None]).sum(axis=1)
-        weight = np.cumsum(load / count, axis=1)
-        heavy = (weight <= (draw[1] * weight[:, -1])[:, None]).sum(axis=1)
-        taker = np.where(draw[2] < 0.5, heavy, (draw[1] * experts).astype(np.int64))
-        giver, taker = np.minimum(giver, experts - 1), np.minimum(taker, experts - 1)
-        legal = (count[rows, taker] < self.shelf.num_ranks) & (count[rows, giver] > self.least) & (giver != taker)
-        count[rows[legal], giver[legal]] -= 1
-        count[rows[legal], taker[legal]] += 1
-        result: np.ndarray = legal
-        return result
+    def _tries(self, layer_a: Ints, count_ae: Ints) -> tuple[Ints, Words]:
+        """Counts of every walker with one or two replicas moved, and the shares, ``[A x TRIES, E]``.
+
+        Any expert with replicas to spare gives one; heavy replicas are the likeliest to be made lighter by another.
+        """
+        load_ae = self.load_le[layer_a] / self.target_l[layer_a, None]
+        spare = np.cumsum(count_ae > 1, axis=1).astype(np.float64)
+        weight = np.cumsum(load_ae / count_ae, axis=1)
+        tried = np.repeat(count_ae, TRIES, axis=0)
+        share = np.repeat(shares(load_ae, count_ae, self.units), TRIES, axis=0)
+        rows = np.arange(len(tried))
+        for part in (1.0, SECOND):
+            draw = self.rng.random((3, len(tried)))
+            giver, taker = _drawn(spare, draw[0]), _drawn(weight, draw[1])
+            legal = (tried[rows, taker] < self.shelf.num_ranks) & (tried[rows, giver] > 1) & (draw[2] < part)
+            row, giver, taker = rows[legal], giver[legal], taker[legal]
+            tried[row, giver] -= 1
+            tried[row, taker] += 1
+            for expert in (giver, taker):
+                share[row, expert] = shares(load_ae[row // TRIES, expert], tried[row, expert], self.units)
+        return tried, share
 
 
-def _penalty(folded: Folded, target_l: Floats) -> Floats:
-    """Squared overload of the ranks, and of the experts that sit twice on one."""
-    over = np.maximum(folded.load_lr - target_l[:, None], 0.0)
-    penalty: Floats = (over * over).sum(axis=1) + folded.twins_l * (TWIN_COST * target_l) ** 2
-    return penalty
+def _drawn(sum_ae: Floats, draw_b: Floats) -> Ints:
+    """Experts drawn in proportion to weights, from their running sums; TRIES draws of every walker."""
+    walkers, experts = sum_ae.shape
+    base = np.concatenate([[0.0], np.cumsum(sum_ae[:-1, -1])])
+    walker = np.arange(walkers * TRIES) // TRIES
+    value = base[walker] + draw_b * sum_ae[walker, -1]
+    at: Ints = np.searchsorted((sum_ae + base[:, None]).ravel(), value, side="right") - walker * experts
+    return np.clip(at, 0, experts - 1)

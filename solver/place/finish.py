@@ -44,7 +44,7 @@ def place_parallel(load_le: Floats, shelf: Shelf, effort: Effort) -> Found:
     alone = effort.workers == 1
     polish_s = min(POLISH_SECONDS, POLISH_SHARE * effort.seconds)
     first_s = PAIR_SECONDS if pairs_apply(load_le.shape[1], shelf) else FIRST_SECONDS
-    seconds = effort.seconds - polish_s if alone else min(effort.seconds, first_s)
+    seconds = effort.seconds if alone else min(effort.seconds, first_s)
     found = place_static(load_le, shelf, replace(effort, seconds=seconds, polish_s=polish_s))
     open_l = np.flatnonzero(found.busiest_l > found.bound_l * (1 + effort.gap))
     seconds = effort.deadline - time.monotonic()

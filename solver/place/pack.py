@@ -42,15 +42,17 @@ def greedy_counts(load_le: Floats, shelf: Shelf, least: int = 1) -> Ints:
     return count
 
 
-def pack(load_lke: Floats, drift_le: Floats, count_le: Ints, shelf: Shelf) -> State:
+def pack(load_lke: Floats, drift_le: Floats, count_le: Ints, shelf: Shelf, *, longest_first: bool = False) -> State:
     """Placement with the given replica counts: replicated experts first, then by share, onto the rank that minds least.
 
-    The rank that minds least has the smallest increase of the squared loads over the windows.
+    The rank that minds least has the smallest increase of the squared loads over the windows. With `longest_first` the
+    largest shares come first, replicated or not.
     """
     share_lke = replica_shares(load_lke, drift_le, count_le)
     layers = len(share_lke)
     size = share_lke.mean(axis=1)
-    order = np.argsort(-np.where(count_le > 1, 1e6 * count_le + size, size), axis=1, kind="stable")
+    first = size if longest_first else np.where(count_le > 1, 1e6 * count_le + size, size)
+    order = np.argsort(-first, axis=1, kind="stable")
     item_ln = np.stack([np.repeat(order[at], count_le[at][order[at]]) for at in range(layers)])
     fill = _Fill(share_lke, shelf)
     stuck = np.zeros(layers, dtype=bool)

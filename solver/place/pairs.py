@@ -17,7 +17,8 @@ from ortools.linear_solver import pywraplp
 from ortools.sat.python import cp_model
 
 from solver.place import clock as time
-from solver.place.bounds import most_replicas
+from solver.place.bounds import SAFE, most_replicas
+from solver.place.stack import lone
 from solver.place.state import Floats, Ints, Shelf
 
 ROUNDS = 60
@@ -28,11 +29,13 @@ NEARBY = 2
 """Counts around those of the linear program that CP-SAT may choose."""
 VIOLATED = 1e-6
 """Replicas by which a condition must fail to count: the tolerance of the linear program."""
-CLOSE_SECONDS = 0.5
+MOST_COUNTS = 20_000
+"""Replica counts that are tried one and all."""
+CLOSE_SECONDS = 0.2
 """Deterministic time of CP-SAT for one maximum of one layer, at first; doubled when all layers are done."""
 MOST_SECONDS = 16.0
 """Deterministic time of CP-SAT for one maximum at which the search gives up."""
-COARSE = 5e-3
+COARSE = 1e-2
 """Relative gap of a layer's first bound."""
 FIRST_STEP = 0.015
 """Distance from the bound, relative, of the first maximum that is tried: most layers have counts for it."""
@@ -43,6 +46,22 @@ ALLOWANCE = 1e-9
 def pairs_apply(num_experts: int, shelf: Shelf) -> bool:
     """Whether all ranks have two slots and some experts more than one replica."""
     return bool((shelf.slots_r == 2).all()) and shelf.num_slots > num_experts
+
+
+def every_count(num_experts: int, shelf: Shelf, least: int = 1) -> Ints | None:
+    """All replica counts that fill the slots, ``[B, E]``, where there are not too many of them."""
+    spare, most = shelf.num_slots - least * num_experts, shelf.num_ranks - least
+    if math.comb(spare + num_experts - 1, spare) > MOST_COUNTS:
+        return None
+    rows = np.zeros((1, 0), dtype=np.int64)
+    for expert in range(num_experts):
+        left = spare - rows.sum(axis=1)
+        later = num_experts - expert - 1
+        grown = [np.c_[rows, np.full(len(rows), extra)][(left >= extra) & (left - extra <= later * most)]
+                 for extra in range(min(spare, most) + 1)]  # fmt: skip
+        rows = np.concatenate(grown)
+    counts: Ints = rows + least
+    return counts
 
 
 @dataclass
@@ -68,11 +87,12 @@ class PairSearch:
     def run(self, until: float) -> dict[int, Ints]:
         """Counts of the layers that got better ones, until the time (``time.monotonic``); bounds change in place.
 
-        Each layer's bound comes first, roughly; then, widest gaps first, maxima halfway between the best one and the
-        highest that failed; then the bound again.
+        Few counts are tried one and all. Else each layer's bound comes first, roughly; then, widest gaps first, maxima
+        halfway between the best one and the highest that failed; then the bound again.
         """
         found: dict[int, Ints] = {}
-        while time.monotonic() < until:
+        every = every_count(self.load_le.shape[1], self.shelf, self.least)
+        while every is None and time.monotonic() < until:
             far = self.best_l > self.bound_l * (1 + self.gap)
             if not far.any() or self.seconds > MOST_SECONDS:
                 break
@@ -86,7 +106,28 @@ class PairSearch:
                 counts = self._step(int(layer), until)
                 if counts is not None:
                     found[int(layer)] = counts
+        if every is not None:
+            for layer in np.flatnonzero(self.best_l > self.bound_l * (1 + self.gap)):
+                counts = self._try_all(int(layer), every)
+                if counts is not None:
+                    found[int(layer)] = counts
         return found
+
+    def _try_all(self, layer: int, every_be: Ints) -> Ints | None:
+        """The optimum of one layer, from all counts there are; both bound and best maximum."""
+        experts = np.broadcast_to(np.arange(every_be.shape[1]), every_be.shape)
+        expert = np.repeat(experts.ravel(), every_be.ravel()).reshape(len(every_be), -1)
+        size = np.take_along_axis(self.load_le[layer] / every_be, expert, 1)
+        order = np.argsort(size, axis=1, kind="stable")
+        size, expert = np.take_along_axis(size, order, 1), np.take_along_axis(expert, order, 1)
+        top = np.maximum((size + size[:, ::-1]).max(axis=1), lone(size, expert, every_be))
+        best = int(top.argmin())
+        self.bound_l[layer] = max(float(self.bound_l[layer]), float(top[best]) * (1 - SAFE))
+        if top[best] >= self.best_l[layer]:
+            return None
+        self.best_l[layer] = top[best]
+        counts: Ints = every_be[best]
+        return counts
 
     def _step(self, layer: int, until: float) -> Ints | None:
         """One step of one layer: its bound, or counts for one maximum."""
@@ -137,11 +178,17 @@ class Pairs:
         self.slots = self.shelf.num_slots
 
     def bound(self, span: tuple[float, float], gap: float = 1e-3, until: float = math.inf) -> float:
-        """Highest maximum found impossible by bisection within `span`: the bound so far, and a maximum reached."""
+        """Highest maximum found impossible within `span`: the bound so far, and a maximum reached.
+
+        Maxima below the one reached are tried in steps that double, since few layers have wide gaps; then bisection.
+        """
         low, high = span
+        step, bracketed = gap, False
         while high > low * (1 + gap) and time.monotonic() < until:
-            middle = (low + high) / 2
-            if self.probe(middle).possible:
+            middle = (low + high) / 2 if bracketed else max((low + high) / 2, high * (1 - step))
+            possible = self.probe(middle).possible
+            step, bracketed = 2 * step, bracketed or not possible
+            if possible:
                 high = middle
             else:
                 low = middle

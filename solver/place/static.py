@@ -11,12 +11,13 @@ import numpy as np
 
 from solver.place import clock as time
 from solver.place.bounds import layer_bound, price_bound
-from solver.place.counts import CountSearch, fold, part_twins
+from solver.place.counts import CountSearch, Start
 from solver.place.exchange import Search
 from solver.place.pack import greedy_counts, pack
-from solver.place.pairs import PairSearch, pairs_apply
+from solver.place.pairs import PairSearch, every_count, pairs_apply
 from solver.place.progress import Watch
-from solver.place.state import Floats, Ints, Shelf, counts_of
+from solver.place.state import Bools, Floats, Ints, Shelf, counts_of
+from solver.place.swaps import Packed, SwapSearch
 from solver.workers.engine import Engine
 
 GAP_GOAL = 5e-4
@@ -27,14 +28,22 @@ POLISH_TURNS = 30
 """Most turns that layers within the gap get on top."""
 FAR = 3e-3
 """Gap above which the replica counts are wrong rather than the packing: those layers get the count search."""
-COUNT_ROUNDS = 300
+STALLED = 1e-4
+"""Gain of a turn, relative, below which layers with a narrower gap get it, too."""
+COUNT_ROUNDS, FIRST_ROUNDS = 64, 1600
+"""Rounds of the count search in the first turn, twice as many in each that follows; and before programs over counts."""
+SWAPS, MOST_SWAPS = 4, 2048
+"""Annealed swaps in the first turn, per pair of slots and at most; twice as many in each turn that follows."""
+DOUBLINGS = 4
+"""Turns after which rounds and swaps are no longer doubled."""
 TRADES = 30
 RESTARTS = 6
-"""Rounds of the count search, of the exchange, and packings of other counts, in one turn."""
-PAIR_SHARE = 0.75
-"""Share of the time for programs over replica counts, where all ranks have two slots."""
-NARROW = 5
-"""Slots per rank up to which the count search scores packings well, so that one other packing a turn is enough."""
+"""Rounds of the exchange, and packings of other counts, in one turn."""
+BOUND_SHARE = 0.07
+"""Share of the time for price bounds, where the programs of pairs do not give better ones."""
+FIRST_SHARE, PAIR_SHARE = 0.3, 0.85
+"""Shares of the time after which counts are no longer annealed, and no longer found by programs, where all ranks have
+two slots."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +103,16 @@ def place_static(load_le: Floats, shelf: Shelf, effort: Effort) -> Found:
     state = pack(load_le[:, None, :], np.zeros_like(load_le), count_le, shelf)
     improver = _Improver(load_le, shelf, effort, bound_l, state.slot_ln)
     if pairs_apply(load_le.shape[1], shelf) and effort.turns > 1:
-        improver.pair(bound_l, count_le)
-    improver.run(count_le)
+        improver.pair(bound_l)
+    improver.run()
     bound_l = np.minimum(bound_l, improver.best_l)
     raise_bounds(load_le, shelf, Found(improver.best_ln, improver.best_l, bound_l), effort)
     return Found(improver.best_ln, improver.best_l, bound_l)
 
 
 def raise_bounds(load_le: Floats, shelf: Shelf, found: Found, effort: Effort) -> None:
-    """Price bounds for the layers that are not within the gap, widest gaps first, while a tenth of the time lasts."""
-    until = time.monotonic() + max(0.2, 0.15 * effort.seconds)
+    """Price bounds for the layers that are not within the gap, widest gaps first, while there is time for them."""
+    until = max(time.monotonic() + 0.2, effort.deadline)
     least = 2 if shelf.spread else 1
     for layer in np.argsort(found.bound_l / found.busiest_l, kind="stable"):
         low, high = float(found.bound_l[layer]), float(found.busiest_l[layer])
@@ -126,8 +135,11 @@ class _Improver:
         self.best_ln, self.best_l = self.search.slot_ln.copy(), self.search.rank_load_lr.max(axis=1)
         self.step_l = np.full(len(load_le), 0.01)
 
-    def pair(self, bound_l: Floats, count_le: Ints) -> None:
+    def pair(self, bound_l: Floats) -> None:
         """Two slots per rank: better bounds, and better counts where replicas need not stay spread; both in place."""
+        far = np.flatnonzero(self.best_l > self.goal_l)
+        if len(far) and not self.shelf.spread and every_count(self.load_le.shape[1], self.shelf) is None:
+            self.anneal(far, self.effort.begun + FIRST_SHARE * self.effort.seconds, FIRST_ROUNDS)
         gap = max(self.effort.gap, FINEST)
         search = PairSearch(self.load_le, self.shelf, bound_l, self.best_l.copy(), gap, self.least)
         found = search.run(self.effort.begun + PAIR_SHARE * self.effort.seconds)
@@ -136,49 +148,62 @@ class _Improver:
         if not found or self.shelf.spread:
             return
         layers = np.array(sorted(found))
-        count_le[layers] = np.stack([found[layer] for layer in layers])
-        self._adopt(count_le, layers)
+        self._adopt(np.stack([found[layer] for layer in layers]), layers)
 
-    def run(self, count_le: Ints) -> None:
+    def run(self) -> None:
         """Turns until every layer is within the gap or the time is over."""
         redundant = self.shelf.num_slots > self.least * self.load_le.shape[1]
-        even = bool((self.shelf.slots_r == self.shelf.slots_r[0]).all()) and not self.shelf.spread
-        counts = None
-        if redundant and even:
-            counts = CountSearch(
-                self.load_le, count_le.copy(), self.shelf, self.goal_l, self.best_l.copy(), self.rng, self.least
-            )
-        until = self.effort.begun + 0.85 * self.effort.seconds
-        for _ in range(self.effort.turns):
+        bounds = 0.0 if pairs_apply(self.load_le.shape[1], self.shelf) else BOUND_SHARE
+        end = self.effort.begun + (1 - bounds) * self.effort.seconds
+        before_l = np.full(len(self.best_l), np.inf)
+        for turn in range(self.effort.turns):
             self.effort.tell(self.best_l, self.goal_l / (1 + self.effort.gap))
             active = np.flatnonzero(self.best_l > self.goal_l)
+            until = end - self.effort.polish_s * float(self._within().mean())
             if not len(active) or time.monotonic() >= until:
                 break
-            far = active[self.best_l[active] > self.goal_l[active] * (1 + FAR)]
-            if counts is not None and len(far):
-                counts.run(far, until, COUNT_ROUNDS)
-                self._adopt(counts.best_le, far)
-            if redundant and len(far):
+            hard = (self.best_l > self.goal_l * (1 + FAR)) | (self.best_l > before_l * (1 - STALLED))
+            before_l = self.best_l.copy()
+            far = active[hard[active]]
+            if redundant and not self.shelf.spread and len(far):
+                self.anneal(far, until, COUNT_ROUNDS << min(turn, DOUBLINGS))
+            elif redundant and len(far):
                 self._restart(far, until)
-            near = np.setdiff1d(active, far)
-            self._exchange(near if counts is not None and len(near) else active, until, trade=redundant)
+            self._exchange(active, until, trade=redundant)
+            if not self.shelf.spread:
+                self._swap(until, min(SWAPS * self.shelf.num_slots**2, MOST_SWAPS) << min(turn, DOUBLINGS))
         self._polish(trade=redundant)
+
+    def _within(self) -> Bools:
+        """Layers that are within the gap, and not exact."""
+        within: Bools = (self.best_l <= self.goal_l) & (self.best_l > self.finest_l)
+        return within
 
     def _polish(self, *, trade: bool) -> None:
         """A few more turns for the layers that are within the gap: cheap, and some get exact."""
-        within = np.flatnonzero((self.best_l <= self.goal_l) & (self.best_l > self.finest_l))
+        within = np.flatnonzero(self._within())
         self.goal_l = self.finest_l
-        until = time.monotonic() + self.effort.polish_s
+        until = time.monotonic() + self.effort.polish_s * len(within) / len(self.best_l)
         for _ in range(min(POLISH_TURNS, self.effort.turns)):
             within = within[self.best_l[within] > self.goal_l[within]]
             if not len(within) or time.monotonic() >= until:
                 return
             self._exchange(within, until, trade=trade)
 
+    def _swap(self, until: float, steps: int) -> None:
+        """Anneal swaps in the layers that are not within the gap."""
+        active = np.flatnonzero(self.best_l > self.goal_l)
+        if len(active):
+            start = Packed(self.best_ln[active], self.best_l[active])
+            search = SwapSearch(self.load_le[active], self.shelf, self.goal_l[active], self.rng)
+            found = search.run(start, until, steps)
+            self.search.slot_ln[active] = found.slot_ln
+            self.search.refresh(active)
+            self._keep(active)
+
     def _restart(self, layers: Ints, until: float) -> None:
         """Packings of other replica counts: those of randomly distorted loads, or the best ones with a few traded."""
-        narrow = int(self.shelf.slots_r.max()) <= NARROW
-        for _ in range(1 if narrow else RESTARTS):
+        for _ in range(RESTARTS):
             if time.monotonic() >= until:
                 return
             load_le = self.load_le[layers]
@@ -209,15 +234,18 @@ class _Improver:
             count_le[rows[legal], giver[legal]] -= 1
             count_le[rows[legal], taker[legal]] += 1
 
+    def anneal(self, layers: Ints, until: float, rounds: int) -> None:
+        """Search on the replica counts from the best ones."""
+        start = Start(counts_of(self.best_ln[layers], self.load_le.shape[1]), self.best_l[layers])
+        search = CountSearch(self.load_le, self.shelf, self.goal_l, self.rng)
+        self._adopt(search.run(layers, start, until, rounds), layers)
+
     def _adopt(self, count_le: Ints, layers: Ints) -> None:
-        """Take the packings of the counts, where they are better after swaps."""
-        slot = fold(self.load_le[layers], count_le[layers], self.shelf)
-        for at, layer in enumerate(layers):
-            share_e = self.load_le[layer] / count_le[layer]
-            if not part_twins(slot[at], share_e, self.shelf):
-                slot[at] = self.best_ln[layer]
+        """Take the packings of the layers' counts, where they are better after swaps."""
+        load_le = self.load_le[layers]
+        packed = pack(load_le[:, None, :], np.zeros_like(load_le), count_le, self.shelf, longest_first=True)
         self._aim(layers)
-        self.search.slot_ln[layers] = slot
+        self.search.slot_ln[layers] = packed.slot_ln
         self.search.refresh(layers)
         self.search.settle(layers, self.rng, 60)
         self._keep(layers)
