@@ -8,7 +8,8 @@ settings matter and differ between rows that otherwise look alike:
 - **Multi-token prediction.** Some series serve DeepSeek-R1 and Qwen3.5 with it. Rows named DeepSeek-V3 are plain;
   those named DeepSeek-R1 come from both kinds of series and are told apart by version, degrees and concurrency.
 - **Delayed batching.** TensorRT-LLM holds prompts back for up to ``batch_wait_timeout_iters`` steps to batch them; with
-  balanced attention DP it starts prompts when every rank has one or at every ``timeout_iters``-th step.
+  balanced attention DP it starts prompts at every ``timeout_iters``-th step, or earlier when every rank has one (read
+  as half of the steps).
 - **Polling.** SGLang looks for new requests at every ``--scheduler-recv-interval``-th step.
 
 How many drafted tokens are kept is not in the scripts; it is taken from publications, never fitted: 0.85 of one
@@ -45,8 +46,10 @@ B200 = ("b200_sxm", "b300_sxm")
 """Systems with the launch scripts of B200; those of B300 say that they reuse them."""
 SGLANG_WITH_MTP = (0, 5, 8)
 """First release of SGLang in a series with multi-token prediction."""
-OLD_TRTLLM, PLAIN_TRTLLM = "1.1.0rc2.post2", "1.2.0rc6.post2"
-"""Images of TensorRT-LLM: of all series up to January 2026, and of those without multi-token prediction since then."""
+OLD_TRTLLM, PLAIN_TRTLLM, DRAFTING_TRTLLM = "1.1.0rc2.post2", "1.2.0rc6.post2", "1.2.0rc6.post3"
+"""Images of TensorRT-LLM: of all series up to January 2026; since then without and with multi-token prediction."""
+LENGTH = (1 + RANGE_RATIO) / 2
+"""Mean length of an output, relative to osl."""
 
 
 def as_served(rows: Iterable[Measurement]) -> tuple[Measurement, ...]:
@@ -63,8 +66,8 @@ def as_served(rows: Iterable[Measurement]) -> tuple[Measurement, ...]:
 
 def _release(row: Measurement) -> tuple[int, ...]:
     """Numbers of an engine's release; empty for builds that are none."""
-    match = re.match(r"\d+(?:\.\d+)*", row.engine_version or "")
-    return tuple(int(part) for part in match[0].split(".")) if match else ()
+    match = re.match(r"v?(\d+(?:\.\d+)*)", row.engine_version or "")
+    return tuple(int(part) for part in match[1].split(".")) if match else ()
 
 
 def _is(row: Measurement, *parts: str) -> bool:
@@ -80,7 +83,7 @@ def _drafts(row: Measurement) -> int:
     if row.engine == "sglang":
         plain = row.precision != "fp8" or row.system not in B200 or _release(row) < SGLANG_WITH_MTP
         return 0 if plain or (row.attn_tp, row.moe_ep) != (8, 1) else 2
-    if row.engine != "trtllm" or row.engine_version in (None, PLAIN_TRTLLM):
+    if row.engine != "trtllm" or row.engine_version not in (OLD_TRTLLM, DRAFTING_TRTLLM):
         return 0
     if row.engine_version == OLD_TRTLLM and row.precision == "fp4" and not _old_fp4_mtp(row):
         return 0
@@ -111,10 +114,16 @@ def _admission_steps(row: Measurement) -> float | None:
     if row.attn_dp > 1 and (deepseek or (_is(row, "gpt-oss") and row.system in B200)):
         return (60 if deepseek else 50) / 2
     if _is(row, "Llama-3.1-70B") and short and row.attn_tp < 8:
-        return 20.0
+        return _held_back(row, 20)
     if deepseek and row.engine_version == PLAIN_TRTLLM and row.precision == "fp8" and short and row.concurrency >= 64:
-        return 40.0
+        return _held_back(row, 40)
     return None
+
+
+def _held_back(row: Measurement, steps: int) -> float:
+    """Mean wait where a prompt opens a window of so many steps and those that arrive in it are started with it."""
+    others = row.concurrency / (row.osl * LENGTH) * steps  # prompts that arrive in a window
+    return (steps + others * steps / 2) / (1 + others)
 
 
 def _recv_interval(row: Measurement, deepseek: bool) -> int:

@@ -125,12 +125,13 @@ DRAFTS = {"speculative": {"draft": 2, "accepted": 0.0}}
 def test_each_drafted_token_is_a_pass_of_one_layer_and_the_head() -> None:
     # One dense layer: a pass of the prediction layer is a whole pass of the LLM for one token of every sequence, host
     # work apart, and so is a plain decode step. Two drafts of which none is kept: two passes more.
-    plain = loop(problem_of(ONE_LAYER, workload={"concurrency": 4}), deployment(10, 4))
-    free = loop(problem_of(ONE_LAYER, workload={"concurrency": 4, **DRAFTS}), deployment(10, 4))
+    times = {"host_step": "3 us", "host_sequence": "50 ns"}
     own = {**ONE_LAYER, "num_mtp_layers": 1}
-    drafted = loop(problem_of(own, workload={"concurrency": 4, **DRAFTS}), deployment(10, 4))
-    host = problem_of(ONE_LAYER, workload={"concurrency": 4}).calibration.host_step
-    assert int(drafted.decode_ns) - int(free.decode_ns) == 2 * (int(plain.decode_ns) - host)
+    plain = loop(problem_of(ONE_LAYER, workload={"concurrency": 4}, calibration=times), deployment(10, 4))
+    load = {"concurrency": 4, **DRAFTS}
+    free = loop(problem_of(ONE_LAYER, workload=load, calibration=times), deployment(10, 4))
+    drafted = loop(problem_of(own, workload=load, calibration=times), deployment(10, 4))
+    assert int(drafted.decode_ns) - int(free.decode_ns) == 2 * (int(plain.decode_ns) - 3000 - 4 * 50)
 
 
 def test_drafts_that_are_planned_one_after_another_repeat_the_host_work() -> None:

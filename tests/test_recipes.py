@@ -47,8 +47,9 @@ DP = {"attn_tp": 1, "attn_dp": 8}
         (row("trtllm", "1.2.0rc6.post3", "fp4", 8, 8, 32), 3, None),
         (row("trtllm", "1.2.0rc6.post3", "fp4", 8, 8, 64, **DP), 1, 30),
         (row("trtllm", "1.2.0rc6.post2", "fp4", 8, 8, 64), 0, None),
-        (row("trtllm", "1.2.0rc6.post2", "fp8", 8, 1, 64), 0, 40),  # delayed batching of that series
+        (row("trtllm", "1.2.0rc6.post2", "fp8", 8, 1, 64), 0, 25.29),  # delayed batching of that series: 2.78 others
         (row("trtllm", None, "fp4", 4, 1, 256), 0, None),
+        (row("trtllm", "1.3.0rc5", "fp8", 8, 8, 8), 0, None),  # no series that was read has this image
         (row("trtllm", "1.1.0rc2.post2", "fp4", 4, 1, 8), 3, None),
         (row("trtllm", "1.1.0rc2.post2", "fp4", 4, 1, 32), 0, None),  # without EP the plain series alone goes so far
         (row("trtllm", "1.1.0rc2.post2", "fp4", 4, 4, 32), 3, None),
@@ -59,6 +60,7 @@ DP = {"attn_tp": 1, "attn_dp": 8}
         (row("sglang", "0.5.9", "fp8", 4, 1, 16), 0, 5),
         (row("sglang", "0.5.6", "fp8", 8, 1, 16), 0, 15),
         (row("sglang", "0.5.10.post1", "fp8", 8, 1, 16), 2, 15),
+        (row("sglang", "v0.5.9", "fp8", 8, 1, 16), 2, 15),
         (row("sglang", "0.5.9", "fp4", 8, 8, 16), 0, 15),
         (row("sglang", "0.5.9", "fp8", 8, 1, 16, system="h200_sxm"), 0, None),
         (row("sglang", "0.5.9", "fp8", 4, 1, 8, **QWEN), 3, 5),
@@ -66,7 +68,7 @@ DP = {"attn_tp": 1, "attn_dp": 8}
         (row("sglang", "nightly", "fp4", 4, 1, 4, **QWEN), 0, 15),
         # Names that no series has.
         (row("trtllm", "1.2.0rc6.post3", "fp4", 8, 8, 32, llm="deepseek-ai/DeepSeek-V3"), 0, None),
-        (row("trtllm", "1.0", "fp8", 4, 1, 4, llm="meta-llama/Llama-3.1-70B"), 0, 20),
+        (row("trtllm", "1.0", "fp8", 4, 1, 4, llm="meta-llama/Llama-3.1-70B"), 0, 19.2),
         (row("trtllm", "1.0", "fp8", 8, 1, 4, llm="meta-llama/Llama-3.1-70B"), 0, None),
         (row("vllm", "0.18.0", "fp4", 2, 1, 4, llm="openai/gpt-oss-120b"), 0, None),
     ],
@@ -75,7 +77,10 @@ def test_the_published_series_decide(
     recipes: ModuleType, measured: Measurement, drafts: int, waits: float | None
 ) -> None:
     (served,) = recipes.as_served([measured])
-    assert (served.speculative.draft if served.speculative else 0, served.admission_steps) == (drafts, waits)
+    assert (served.speculative.draft if served.speculative else 0, served.admission_steps) == (
+        drafts,
+        pytest.approx(waits, abs=0.01),
+    )
 
 
 def test_declarations_of_the_file_go_before(recipes: ModuleType) -> None:

@@ -106,13 +106,14 @@ class _Passes:
     def _drafts_ns(self, work: _Pass) -> Ints:
         """Passes that draft the tokens of a step with the LLM's own prediction layer; other drafters are not costed.
 
-        Each is one decoder layer, of the kind of the last one, and the head, for one token of every sequence.
+        Each is one decoder layer, of the kind of the last one, and the head, for one token of every sequence; its
+        attention core is priced like the verification's.
         """
         leaves, llm, tp = self.leaves, self.leaves.problem.llm, self.at.attn_tp
         if leaves.step_tokens == 1 or llm.num_mtp_layers == 0:
             return np.zeros_like(work.batch)
         (layer,) = self._layers_ns([llm.layers[-1]], work, work.batch).values()
-        head = leaves.ffn.embedding_ns(tp, work.batch) + leaves.ffn.head_ns("decode", tp, work.batch)
+        head = leaves.ffn.embedding_ns(tp, work.batch) + leaves.ffn.head_ns("prefill", tp, work.batch)
         return (leaves.step_tokens - 1) * (layer + head)
 
     def _core_ns(self, kind: LayerKind, work: _Pass) -> Ints:

@@ -108,7 +108,7 @@ def bench_files(deployment: Deployment) -> list[ExportFile]:
         "concurrency": sizes[2],
         "speculative_draft": "" if speculative is None else speculative.draft,
         "speculative_accepted": "" if speculative is None else speculative.accepted,
-        "admission_steps": workload.admission_steps,
+        "admission_steps": workload.admission_steps or "",
     }
     collect = COLLECT.format(columns=COLUMNS, planned=planned)
     return [

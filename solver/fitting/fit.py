@@ -44,6 +44,10 @@ class Target:
         return replace(self, measured=measured)
 
 
+SERIAL_PHASES = 2
+"""Phases of a step beyond the first that serial drafting plans: the verification and the extension."""
+
+
 @dataclass(frozen=True)
 class Traits:
     """How engines work, where that is known and not fitted: names of those that do it, "" for any engine."""
@@ -55,7 +59,10 @@ class Traits:
 
     def of(self, engine: str) -> dict[str, object]:
         """Fields of an engine's :class:`Calibration`."""
-        return {"mixed_batches": engine in self.mixed, "draft_host_steps": 2 if engine in self.serial_drafts else 0}
+        return {
+            "mixed_batches": engine in self.mixed,
+            "draft_host_steps": SERIAL_PHASES if engine in self.serial_drafts else 0,
+        }
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ class Workload(Spec):
     """Most prompt tokens one attention-DP rank computes in a step (vLLM's default ``max_num_batched_tokens``)."""
     admission_steps: Annotated[float, Field(ge=0, le=MAX_ADMISSION_STEPS)] = 0.0
     """Mean decode steps that a new prompt waits before the engine takes it in, to batch prompts or because it looks for
-    them seldom: ``batch_wait_timeout_iters`` of TensorRT-LLM, half of SGLang's ``--scheduler-recv-interval``."""
+    them seldom: ``batch_wait_timeout_iters`` of TensorRT-LLM, half of SGLang's ``--scheduler-recv-interval``. The
+    closed loop counts it; objectives and SLOs do not."""
     speculative: Speculative | None = None
     expert_loads: ExpertLoads | None = None
     """Absent means uniform routing."""
