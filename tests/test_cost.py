@@ -159,6 +159,13 @@ def machine_of(peak: dict[str, int], **calibration: Any) -> Machine:
     return leaves_of(cluster=Cluster.read({**CLUSTER, "gpu": gpu}, "test"), calibration=calibration).machine
 
 
+def test_4_bit_activations_are_always_quantised_in_groups() -> None:
+    machine = machine_of({"bf16": 1, "fp8": 2, "fp4": 4})
+    assert machine.quantises("nvfp4", blocks=False)
+    assert not machine.quantises("fp8", blocks=False)
+    assert not machine.quantises("bf16", blocks=True)
+
+
 # --- 5.2 attention projections ----
 
 
@@ -188,8 +195,9 @@ def test_projections_read_their_weights_whatever_the_batch() -> None:
     [
         ({}, "full", 4),
         ({"mla": MLA}, "full", 9),
-        ({"dtypes": {"attention": "fp8"}}, "full", 4 + 2),  # activations are quantised before both projections
-        ({"mla": MLA, "dtypes": {"attention": "fp8"}}, "full", 9 + 2),
+        ({"dtypes": {"attention": "fp8"}}, "full", 4),  # one scale per tensor: the kernels before apply it
+        ({"dtypes": {"attention": "fp8"}, "quant_block": 10}, "full", 4 + 2),  # before both projections
+        ({"mla": MLA, "dtypes": {"attention": "fp8"}, "quant_block": 10}, "full", 9 + 3),  # the query has two
         ({"dtypes": {"attention": "int4"}}, "full", 4),  # expanded weights multiply 16-bit activations
     ],
 )
@@ -278,6 +286,14 @@ def test_linear_attention_reads_and_writes_its_state() -> None:
     token, sequence = attention.decode_core_ps("linear", *as_ints(1))
     # State: 4 bytes * (4 * 10 * 10 + 2 * (2 * 2 * 10 + 4 * 10)) = 4 * 560 = 2240; twice that / 50 = 89.6 ns.
     assert (int(token), int(sequence)) == (0, 89600)
+
+
+def test_linear_attention_keeps_a_state_for_every_drafted_token() -> None:
+    linear = {"num_key_heads": 2, "num_value_heads": 4, "key_head_dim": 10, "value_head_dim": 10, "conv_kernel": 2}
+    drafting = {"speculative": {"draft": 3, "accepted": 1.0}}
+    attention = leaves_of({"attention_kinds": ["linear"], "linear": linear}, workload=drafting).attention
+    # The state above is read once and written after each of the 4 tokens of a step: 5 * 2240 / 50 = 224 ns.
+    assert int(attention.decode_core_ps("linear", *as_ints(1))[1]) == 224_000
 
 
 def test_verifying_drafts_multiplies_the_work_of_the_core() -> None:
@@ -495,6 +511,21 @@ def test_shared_experts_are_always_active() -> None:
     shared = leaves_of({"moe": {**LLM["moe"], "shared_width": 80}})
     assert int(shared.ffn.shared_ns(*as_ints(1, 1))) == 968 + 300
     assert int(leaves_of().ffn.shared_ns(*as_ints(1, 1))) == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "block", "more"),
+    [
+        ("fp8", None, 0),  # one scale per tensor: the norm applies it
+        ("fp8", 10, 1),  # scales per block depend on the activations: a kernel before the up projection
+        ("nvfp4", 10, 0),  # expanded, too: this GPU multiplies no 4-bit numbers
+        ("int4", 10, 0),  # expanded weights multiply 16-bit activations
+    ],
+)
+def test_launches_of_the_feed_forward_network(dtype: str, block: int | None, more: int) -> None:
+    quantised = {"dtypes": {"dense": dtype}, "quant_block": block}
+    assert leaves_of(quantised).ffn.dense_kernels == 4 + more
+    assert leaves_of(quantised).ffn.shared_kernels == 0
 
 
 def test_embedding_is_looked_up_and_reduced() -> None:

@@ -9,7 +9,6 @@ from solver.audit.finding import Finding
 from solver.audit.occupancy import idle_share
 from solver.cost.attention import CORE_KERNELS
 from solver.cost.experts import EXPERT_KERNELS
-from solver.cost.ffn import DENSE_KERNELS
 from solver.cost.layers import Blocks, PhaseTimes
 from solver.specs.dtypes import num_bytes
 from solver.strategy import packing_of
@@ -171,7 +170,7 @@ def _slices(case: Case) -> Iterator[Finding]:
     dense_layers = llm.num_layers - llm.num_moe_layers
     attention = case.leaves.attention
     kernels = sum(attention.projection_kernels(layer.attention) + CORE_KERNELS for layer in llm.layers)
-    kernels += llm.num_moe_layers * EXPERT_KERNELS + dense_layers * DENSE_KERNELS
+    kernels += llm.num_moe_layers * EXPERT_KERNELS + dense_layers * case.leaves.ffn.dense_kernels
     base = case.problem.calibration.collective_base
     claimed = bool(case.claims.tensor_parallel_cuts_latency)
     yield case.find(

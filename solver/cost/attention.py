@@ -16,7 +16,9 @@ LATENT_KERNELS = 9
 """The same for MLA: norm, joint down-projection, two norms, query up-projection, rotary embedding, absorption into the
 latent space and back, output projection."""
 QUANTISATION_KERNELS = 2
-"""Activations are quantised before each of the two projections when the weights are multiplied in 8 or 4 bits."""
+"""Before the QKV and the output projection, where activations are quantised by kernels of their own."""
+LATENT_QUANTISATION_KERNELS = 3
+"""The same for MLA: before the joint down-projection, the query up-projection and the output projection."""
 MORE_KERNELS: dict[AttentionKind, int] = {"sparse": 4, "linear": 4}
 """Sparse: index projection, its cache write, scoring, top-k. Linear: convolution, gates, state read-out, gated norm."""
 CORE_KERNELS = 1
@@ -52,8 +54,9 @@ class Attention:
         """Kernels of one layer's attention besides its core."""
         kernels = PROJECTION_KERNELS if self.llm.mla is None else LATENT_KERNELS
         kernels += MORE_KERNELS.get(kind, 0)
-        low = self._weight_bytes < 2 and not self.machine.expands(self.llm.dtypes.attention)
-        return kernels + (QUANTISATION_KERNELS if low else 0)
+        if self.machine.quantises(self.llm.dtypes.attention, blocks=self.llm.quant_block is not None):
+            kernels += QUANTISATION_KERNELS if self.llm.mla is None else LATENT_QUANTISATION_KERNELS
+        return kernels
 
     def projection_ns(self, kind: AttentionKind, attn_tp: Ints, tokens: Ints) -> Ints:
         """Projections of `tokens` tokens of one attention group; weights are read whatever the batch."""
@@ -144,7 +147,8 @@ class Attention:
             moved = float(index.head_dim + INDEX_BYTES_EXTRA)
             index_ps = ceil_int(1000 * max(flop / self._core_flop_per_ns, moved / self.machine.cache_bytes_per_ns))
             return index_ps + zero, token_ps * np.minimum(index.top_k, longest)
-        state = 2.0 * self._state_bytes(attn_tp)
+        # Read once, and written after every token of the step: which of them are kept is known only after it.
+        state = (1.0 + self.lengths.step_tokens) * self._state_bytes(attn_tp)
         return zero, ceil_int(1000 * state / self.machine.cache_bytes_per_ns)
 
     def _cached_token_ps(self, attn_tp: Ints) -> Ints:

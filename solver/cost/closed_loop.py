@@ -144,7 +144,7 @@ class _Passes:
         """Host work that speculative decoding adds to a step."""
         calibration = self.leaves.problem.calibration
         repeats = calibration.draft_host_steps if self.leaves.step_tokens > 1 else 0
-        added: Ints = repeats * (self.leaves.host_ns + batch * self.at.micro_batches * calibration.host_sequence)
+        added: Ints = repeats * (self.leaves.host_ns + batch * self.at.micro_batches * calibration.draft_host_sequence)
         return added
 
     def decode_step_ns(self, work: _Pass, alone: Ints) -> Ints:

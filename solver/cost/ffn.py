@@ -13,6 +13,9 @@ DENSE_KERNELS = 4
 """Norm, up projection, activation, down projection."""
 SHARED_KERNELS = 3
 """Up projection, activation, down projection."""
+QUANTISATION_KERNELS = 1
+"""More where activations are quantised by a kernel of their own: before the up projection; the activation function
+quantises what it writes."""
 HEAD_KERNELS = 6
 """Final norm, head GEMM, and four of sampling: penalties, softmax, top-k and top-p, draw."""
 LOGIT_BYTES = 4
@@ -26,6 +29,21 @@ class Ffn:
         self.llm, self.machine, self.comm = problem.llm, machine, comm
         self.step_tokens = problem.workload.tokens_per_step
         self._activation_bytes = num_bytes(self.llm.dtypes.activation)
+
+    @property
+    def dense_kernels(self) -> int:
+        """Kernels of the FFN of a dense layer."""
+        return DENSE_KERNELS + self._quantisation_kernels
+
+    @property
+    def shared_kernels(self) -> int:
+        """Kernels of the shared experts of a MoE layer; 0 where there are none."""
+        return SHARED_KERNELS + self._quantisation_kernels if self.llm.shared_parameters else 0
+
+    @property
+    def _quantisation_kernels(self) -> int:
+        quantises = self.machine.quantises(self.llm.dtypes.dense, blocks=self.llm.quant_block is not None)
+        return QUANTISATION_KERNELS if quantises else 0
 
     def _gemm_ns(self, width: int, matrices: int, attn_tp: Ints, tokens: Ints, kernels: int) -> Ints:
         """An FFN of `width` columns: up projection (gated: two matrices in one), activation, down projection."""
@@ -52,14 +70,14 @@ class Ffn:
 
     def dense_ns(self, attn_tp: Ints, tokens: Ints) -> Ints:
         """FFN of a dense layer for `tokens` tokens of one attention group."""
-        return self._gemm_ns(self.llm.dense_width, self.llm.ffn_matrices, attn_tp, tokens, DENSE_KERNELS)
+        return self._gemm_ns(self.llm.dense_width, self.llm.ffn_matrices, attn_tp, tokens, self.dense_kernels)
 
     def shared_ns(self, attn_tp: Ints, tokens: Ints) -> Ints:
         """Shared experts of a MoE layer; 0 where there are none."""
         moe = self.llm.moe
         if moe is None or moe.shared_width == 0:
             return np.zeros(np.broadcast_shapes(np.shape(attn_tp), np.shape(tokens)), dtype=np.int64)
-        return self._gemm_ns(moe.shared_width, moe.matrices_per_expert, attn_tp, tokens, SHARED_KERNELS)
+        return self._gemm_ns(moe.shared_width, moe.matrices_per_expert, attn_tp, tokens, self.shared_kernels)
 
     def embedding_ns(self, attn_tp: Ints, tokens: Ints) -> Ints:
         """Vocabulary-parallel look-up and its all-reduce; the first stage pays it."""

@@ -9,7 +9,7 @@ import numpy as np
 from solver.cost.attention import CORE_KERNELS, Attention
 from solver.cost.comm import Comm
 from solver.cost.experts import EXPERT_KERNELS, Experts
-from solver.cost.ffn import DENSE_KERNELS, SHARED_KERNELS, Ffn
+from solver.cost.ffn import Ffn
 from solver.cost.lengths import Lengths
 from solver.cost.machine import Ints, Machine, Phase, ceil_int
 from solver.cost.memory import Memory
@@ -66,8 +66,8 @@ class Leaves:
     @property
     def num_kernels(self) -> int:
         """Kernels of all layers of one pass, collectives not counted."""
-        shared = SHARED_KERNELS if self.problem.llm.shared_parameters else 0
-        ffn: dict[FfnKind, int] = {"dense": DENSE_KERNELS, "moe": EXPERT_KERNELS + shared}
+        moe = EXPERT_KERNELS + self.ffn.shared_kernels
+        ffn: dict[FfnKind, int] = {"dense": self.ffn.dense_kernels, "moe": moe}
         return sum(
             count * (self.attention.projection_kernels(kind.attention) + CORE_KERNELS + ffn[kind.ffn])
             for kind, count in self.problem.llm.layers_of_kind.items()

@@ -89,6 +89,14 @@ class Machine:
         """Whether weights of this format are expanded on the fly and multiplied on the 16-bit unit."""
         return NATIVE[dtype] not in self._peak or (num_bytes(dtype) < 1 and NATIVE[dtype] == "bf16")
 
+    def quantises(self, dtype: str, *, blocks: bool) -> bool:
+        """Whether kernels of their own quantise the activations that multiply weights of this format.
+
+        Scales per block or group depend on the activations. Scales per tensor are known beforehand: the kernel that
+        writes the activations (norm, attention, activation function) applies them.
+        """
+        return (blocks or num_bytes(dtype) < 1) and num_bytes(dtype) < 2 and not self.expands(dtype)
+
     def gemm_flop_per_ns(self, dtype: str, *, blocks: bool) -> float:
         """Rate of a GEMM with many rows; `blocks` says that its weights are scaled in blocks."""
         calibration, unit = self.calibration, NATIVE[dtype]

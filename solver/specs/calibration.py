@@ -91,6 +91,8 @@ class Calibration(Spec):
     draft_host_steps: Annotated[int, Field(ge=0, le=16)] = 0
     """Times that a decode step repeats its host work when tokens are drafted: 2 where an engine plans the draft, the
     verification and the extension one after another instead of while the GPU works."""
+    draft_host_sequence: Nanoseconds = 0
+    """Host work per sequence of each of those repetitions: all of it is visible where nothing overlaps it."""
     mixed_batches: bool = False
     """Whether the engine computes prompt chunks and decode tokens in one step; if not, decoding waits for prefills."""
     request_overhead: Nanoseconds = 0
