@@ -65,7 +65,7 @@ BEND = 6.0
 PRIORS: tuple[Coefficient, ...] = (
     Coefficient("gemm_efficiency.bf16", 0.6, 0.15, largest=LARGEST_EFFICIENCY),
     Coefficient("gemm_efficiency.fp8", 0.6, 0.15, largest=LARGEST_EFFICIENCY),
-    Coefficient("gemm_efficiency.fp8_block", 0.5, 0.3, gpu_spread=0.9, largest=LARGEST_EFFICIENCY),
+    Coefficient("gemm_efficiency.fp8_block", 0.5, 0.3, gpu_spread=0.4, largest=LARGEST_EFFICIENCY),
     Coefficient("gemm_efficiency.fp4", 0.5, 0.15, largest=LARGEST_EFFICIENCY),
     Coefficient("grouped_gemm_share", 0.8, 0.3, largest=1.0),
     Coefficient("roofline_power", 2.0, 0.0),
