@@ -24,6 +24,9 @@ def test_every_document_refuses_what_it_is_not(kind: type[Document], monkeypatch
         with pytest.raises(PlanError, match=r"^here: ") as caught:
             kind.parse(text, "here")
         assert "\n" not in str(caught.value)
+        assert ": :" not in str(caught.value)
+    with pytest.raises(PlanError, match=r"^here: this is no JSON \(EOF"):
+        kind.parse("[1, 2", "here")
 
     def too_deep(*_: object, **__: object) -> None:
         raise RecursionError

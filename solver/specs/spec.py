@@ -51,10 +51,13 @@ def one_sentence(error: ValidationError) -> str:
             parts.append(f"the key {key!r} is missing")
         elif fault["type"] == "extra_forbidden":
             parts.append(f"the key {key!r} is unknown")
-        elif fault["type"] == "value_error":
-            parts.append(f"{key}: {text}" if key else text)
+        elif fault["type"] == "json_invalid":
+            reason = text.removeprefix("Invalid JSON: ")
+            parts.append(f"this is no JSON ({reason}); give a document as this program writes it")
         else:
-            shown = repr(given)
-            parts.append(f"{key}: {text}, got {shown if len(shown) <= 60 else shown[:57] + '...'}")
+            if fault["type"] != "value_error":
+                shown = repr(given)
+                text += f", got {shown if len(shown) <= 60 else shown[:57] + '...'}"
+            parts.append(f"{key}: {text}" if key else text)
     more = f" (and {len(faults) - 3} more faults)" if len(faults) > 3 else ""
     return "; ".join(parts) + more
