@@ -177,6 +177,8 @@ def _calibration(rng: random.Random) -> dict[str, Any]:
         "grouped_gemm_share": rates.choice([0.7, 1.0]),
         "elementwise_passes": rates.choice([0.0, 1.5]),
         "roofline_power": rates.choice([None, 2.0]),
+        "grouped_block_share": rates.choice([0.6, 1.0]),
+        "host_prefill_linear": f"{rates.choice([0, 40])} us",
     }
 
 

@@ -112,6 +112,19 @@ def test_grouped_gemms_reach_a_share_of_the_rate() -> None:
 
 
 @pytest.mark.parametrize(
+    ("dtype", "blocks", "nanoseconds"), [("fp8", True, 160), ("fp8", False, 80), ("bf16", True, 80)]
+)
+def test_grouped_gemms_of_block_scaled_weights_reach_less(dtype: str, blocks: bool, nanoseconds: int) -> None:
+    # 10000 FLOP at 250/ns, half of it when grouped, half of that when 8-bit weights are scaled in blocks.
+    efficiency = dict.fromkeys(("bf16", "fp8", "fp8_block"), 0.25)
+    shares = {"grouped_gemm_share": 0.5, "grouped_block_share": 0.5}
+    machine = machine_of({"bf16": 1000, "fp8": 1000}, gemm_efficiency=efficiency, **shares)
+    gemm = {"dtype": dtype, "blocks": blocks}
+    assert gemm_ns(machine, 1, 10000, 0, is_grouped=True, **gemm) == nanoseconds
+    assert gemm_ns(machine, 1, 10000, 0, **gemm) == 40
+
+
+@pytest.mark.parametrize(
     ("dtype", "blocks", "rate"),
     [
         ("bf16", False, 1000 * 0.5),
@@ -692,6 +705,15 @@ def test_a_prefill_pass_costs_the_host_once_and_by_kernel() -> None:
     found = figures(problem, Strategy(batch=8), (5000,), (10000,))
     assert (found.ttft_ns, found.round_ns) == (3 * 24200, 3 * 24200)  # three chunks
     assert found.decode_ns == 6000
+
+
+def test_linear_attention_costs_the_host_of_a_prefill_pass_more() -> None:
+    # Every second of four layers is linear: 3000 + 2 * 700 a pass. Without such layers it counts nothing.
+    linear = {"num_key_heads": 2, "num_value_heads": 4, "key_head_dim": 32, "value_head_dim": 32}
+    hybrid = {"attention_kinds": ["linear", "full"], "linear": linear}
+    times = {"host_prefill_linear": "700 ns"}
+    assert leaves_of(hybrid, calibration=times).pass_host_ns("prefill") == 4400
+    assert leaves_of(calibration=times).pass_host_ns("prefill") == 3000
 
 
 def test_embedding_and_head_belong_to_the_first_and_last_stage() -> None:

@@ -213,10 +213,12 @@ def predict(leaves: Leaves, at: Deployment) -> ClosedLoop:
     bins = at.attn_dp * at.micro_batches
     batch = -(-resident // bins)
     context = batch * (leaves.lengths.prompt + at.osl // 2)
-    # Prompts that arrive within one decode step of a rank are prefilled together, as far as a pass has room.
-    room = np.maximum(1.0, leaves.problem.workload.prefill_chunk_tokens / leaves.lengths.new)
-    finished = batch * at.micro_batches / at.osl * (leaves.kept_ppm / PPM)
-    together: Floats = np.clip(finished, 1.0, room)
+    # Prompts that arrive between two looks for new ones are prefilled together, as far as a pass has room: the mean of
+    # Poisson arrivals where there are any.
+    running = batch * at.micro_batches
+    room = np.maximum(1.0, np.minimum(running, leaves.problem.workload.prefill_chunk_tokens / leaves.lengths.new))
+    arriving = running / at.osl * (leaves.kept_ppm / PPM) * np.maximum(1.0, 2 * at.admission_steps)
+    together: Floats = np.clip(arriving / -np.expm1(-arriving), 1.0, room)
     # All passes at once: a decode step's, a lone prompt's, and that of the others' prompts (in a decode step or alone).
     decoding, shared = np.ones_like(batch), np.full_like(batch, int(calibration.mixed_batches))
     decodes = np.stack([decoding, np.zeros_like(batch), shared])

@@ -117,7 +117,7 @@ class Machine:
         Its rate grows with its rows, its weights are read whatever the rows.
         """
         half = self.calibration.grouped_gemm_half_rows if gemm.is_grouped else self.calibration.gemm_half_rows
-        share = self.calibration.grouped_gemm_share if gemm.is_grouped else 1.0
+        share = self._grouped_share(gemm) if gemm.is_grouped else 1.0
         rate = self.gemm_flop_per_ns(gemm.dtype, blocks=gemm.blocks) * share * gemm.rows / (gemm.rows + half)
         activations = gemm.activation_bytes / self.bytes_per_ns
         roofline = self._roofline(
@@ -125,6 +125,12 @@ class Machine:
         )
         around = self.calibration.elementwise_passes * activations
         return ceil_int(roofline + around) + gemm.kernels * self.launch_ns
+
+    def _grouped_share(self, gemm: Gemm) -> float:
+        """Rate of grouped GEMMs as a share of plain ones of the same arithmetic."""
+        share = self.calibration.grouped_gemm_share
+        blocks = gemm.blocks and NATIVE[gemm.dtype] == "fp8" and not self.expands(gemm.dtype)
+        return share * self.calibration.grouped_block_share if blocks else share
 
     def _roofline(self, compute: Floats, memory: Floats) -> Floats:
         """The larger of the two, or a smooth maximum above it: near the ridge they overlap only in part."""

@@ -54,6 +54,7 @@ TIMES = frozenset(
         "draft_host_sequence",
         "host_prefill",
         "host_prefill_kernel",
+        "host_prefill_linear",
         "request_overhead",
     }
 )
@@ -65,13 +66,14 @@ BEND = 6.0
 PRIORS: tuple[Coefficient, ...] = (
     Coefficient("gemm_efficiency.bf16", 0.6, 0.15, largest=LARGEST_EFFICIENCY),
     Coefficient("gemm_efficiency.fp8", 0.6, 0.15, largest=LARGEST_EFFICIENCY),
-    Coefficient("gemm_efficiency.fp8_block", 0.5, 0.3, gpu_spread=0.4, largest=LARGEST_EFFICIENCY),
+    Coefficient("gemm_efficiency.fp8_block", 0.5, 0.3, gpu_spread=0.4, engine_spread=0.3, largest=LARGEST_EFFICIENCY),
     Coefficient("gemm_efficiency.fp4", 0.5, 0.15, largest=LARGEST_EFFICIENCY),
     Coefficient("grouped_gemm_share", 0.8, 0.3, largest=1.0),
+    Coefficient("grouped_block_share", 0.7, 0.4, engine_spread=0.4, largest=1.0),
     Coefficient("roofline_power", 2.0, 0.0),
     Coefficient("elementwise_passes", 1.5, 0.5),
-    Coefficient("weight_only_compute", 0.7, 0.07, largest=1.0),
-    Coefficient("weight_only_memory", 0.83, 0.06, largest=1.0),
+    Coefficient("weight_only_compute", 0.7, 0.07, gpu_spread=0.3, largest=1.0),
+    Coefficient("weight_only_memory", 0.83, 0.06, gpu_spread=0.1, largest=1.0),
     Coefficient("attention_efficiency", 0.7, 0.15, largest=LARGEST_EFFICIENCY),
     Coefficient("compute", 1.0, 0.0, gpu_spread=0.25, engine_spread=0.15),
     Coefficient("gemm_half_rows", 64.0, 0.4),
@@ -87,6 +89,7 @@ PRIORS: tuple[Coefficient, ...] = (
     Coefficient("host", 1.0, 0.0, engine_spread=0.2),
     Coefficient("host_prefill", 3_000_000.0, 0.6, engine_spread=0.4),
     Coefficient("host_prefill_kernel", 8_000.0, 0.5, engine_spread=0.3),
+    Coefficient("host_prefill_linear", 1_000_000.0, 0.6),
     Coefficient("routing_noise", 0.4, 0.3, largest=1.0),
     Coefficient("routing_skew", 0.5, 0.7),
     Coefficient("request_overhead", 50_000_000.0, 1.2, engine_spread=1.2),

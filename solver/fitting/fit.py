@@ -18,6 +18,9 @@ TPOT_SCALE = 0.12
 """Relative error beyond which a TPOT counts less than its square: repeats of one deployment differ by about as much."""
 TTFT_SCALE = 0.15
 """The same of a TTFT: queueing makes it the noisier of the two."""
+BENT = np.array([[1.0], [0.5]])
+"""`b` in ``(exp(b e) - 1) / b`` of the log error `e` of TTFT and TPOT: 1 is the relative error, near 0 the log error.
+Long waits are chance, which a low TTFT should not chase; a TPOT is to be as often too low as too high."""
 LARGEST_LOG = 2.0
 """Over-predictions beyond e^2 count as e^2, so that no outlier overflows."""
 PAIR_ROWS = 30.0
@@ -92,8 +95,8 @@ def pair_weights(pairs: Sequence[str]) -> Floats:
 def fit(target: Target, base: Calibration, priors: tuple[Coefficient, ...], traits: Traits | None = None) -> Fit:
     """Coefficients that explain the measurements, shrunk towards the priors.
 
-    Minimises pseudo-Huber losses of the relative errors ``exp(log error) - 1`` of TPOT and TTFT, plus the squares of
-    the standard normals. Measured times have a long upper tail (warm-up, bursts), which plain log errors would chase.
+    Minimises pseudo-Huber losses of errors between log and relative ones (:data:`BENT`), plus the squares of the
+    standard normals. Measured times have a long upper tail (warm-up, bursts), which plain log errors would chase.
 
     Raises
     ------
@@ -134,7 +137,7 @@ class _Residuals:
             loop = group.predict(cache[group.key])
             predicted = np.stack([loop.ttft_ns, loop.tpot_ns]).astype(np.float64)
             ratio = np.log(predicted / self.target.measured[:, group.rows])
-            scaled = np.expm1(np.minimum(ratio, LARGEST_LOG)) / self.scales
+            scaled = np.expm1(np.minimum(ratio, LARGEST_LOG) * BENT) / BENT / self.scales
             robust = np.sign(scaled) * np.sqrt(2 * (np.sqrt(1 + scaled**2) - 1))
             errors[:, group.rows] = np.nan_to_num(self.weight[group.rows] * robust)
         return errors

@@ -56,6 +56,8 @@ class Calibration(Spec):
     """The same for a grouped GEMM, in rows per expert."""
     grouped_gemm_share: Share = 1.0
     """Rate of the experts' grouped GEMMs as a share of a plain GEMM of the same arithmetic."""
+    grouped_block_share: Share = 1.0
+    """The same again for weights that are scaled in blocks."""
     roofline_power: Annotated[float, Field(ge=1, le=64)] | None = None
     """``p`` of a GEMM's time ``(compute^p + memory^p)^(1/p)``: 1 adds the two; absent takes the larger one."""
     elementwise_passes: Annotated[float, Field(ge=0, le=100)] = 0.0
@@ -84,6 +86,8 @@ class Calibration(Spec):
     """Host work per prefill pass."""
     host_prefill_kernel: Nanoseconds = 0
     """Host work per kernel of a prefill pass: they are launched one by one, outside a captured graph."""
+    host_prefill_linear: Nanoseconds = 0
+    """Host work per linear-attention layer of a prefill pass beyond that: its kernels are launched from Python."""
     routing_noise: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the sampling noise of routing that reaches the time of the experts."""
     routing_skew: Annotated[float, Field(ge=0, le=100)] = 0.0
