@@ -131,14 +131,17 @@ class _Passes:
         """
         leaves, at = self.leaves, self.at
         tokens = at.attn_dp * group_tokens
+        experts = leaves.expert_ns(at.moe_tp, at.moe_ep, tokens, at.lambda_ppm)
+        reductions = leaves.num_allreduces("moe", "gather") * reduce_ns
+        if not (at.attn_dp > 1).any():
+            return experts + reduce_ns + reductions
         own = leaves.own_ns(at.attn_tp, group_tokens)
         ranks = at.moe_tp * at.moe_ep
         gather = np.where(at.attn_dp == 1, reduce_ns, own + leaves.gather_ns(ranks, at.stage_members, tokens))
-        gather = gather + leaves.num_allreduces("moe", "gather") * reduce_ns
+        gather = gather + reductions
         sent = leaves.all_to_all_ns(at.moe_tp, at.moe_ep, at.stage_members, tokens, at.lambda_ppm)
         sent = own + sent + leaves.num_allreduces("moe", "all_to_all") * reduce_ns
-        exchange = np.where((at.moe_ep > 1) & (at.attn_dp > 1), np.minimum(gather, sent), gather)
-        return leaves.expert_ns(at.moe_tp, at.moe_ep, tokens, at.lambda_ppm) + exchange
+        return experts + np.where((at.moe_ep > 1) & (at.attn_dp > 1), np.minimum(gather, sent), gather)
 
     def _drafts_host_ns(self, batch: Ints) -> Ints:
         """Host work that speculative decoding adds to a step."""
@@ -152,8 +155,10 @@ class _Passes:
         at, comm = self.at, self.leaves.comm
         total = alone + self._drafts_ns(work)
         host = self.leaves.host_ns + self._drafts_host_ns(work.batch)
-        hops = (at.pp - 1) * comm.hop_ns(at.attn_tp, self.at.inside, work.batch * self.leaves.step_tokens)
-        path = total + np.where(at.pp > 1, hops + comm.return_ns(self.at.inside), 0)
+        path = total
+        if (at.pp > 1).any():
+            hops = (at.pp - 1) * comm.hop_ns(at.attn_tp, self.at.inside, work.batch * self.leaves.step_tokens)
+            path = total + np.where(at.pp > 1, hops + comm.return_ns(self.at.inside), 0)
         step: Ints = np.maximum(path, at.micro_batches * -(-total // at.pp)) + host
         return step
 
@@ -163,8 +168,11 @@ class _Passes:
         Stages work on successive chunks at once.
         """
         at, leaves = self.at, self.leaves
-        chunks, hop = leaves.lengths.chunks, leaves.comm.hop_ns(at.attn_tp, at.inside, leaves.lengths.chunk)
-        return total + (chunks - 1) * -(-total // at.pp) + (at.pp - 1) * hop + chunks * leaves.prefill_host_ns
+        chunks = leaves.lengths.chunks
+        alone: Ints = total + (chunks - 1) * -(-total // at.pp) + chunks * leaves.prefill_host_ns
+        if not (at.pp > 1).any():
+            return alone
+        return alone + (at.pp - 1) * leaves.comm.hop_ns(at.attn_tp, at.inside, leaves.lengths.chunk)
 
     def lost_ns(self, total: Ints, alone: Ints) -> Ints:
         """What decoding loses to prompts: the time of one stage per chunk, or what the chunks add to its own steps.

@@ -26,9 +26,15 @@ def once(leaf: Callable[..., Ints]) -> Callable[..., Ints]:
 
     @functools.wraps(leaf)
     def asked(self: Comm, *arguments: Ints | Floats | str) -> Ints:
-        if any(getattr(argument, "ndim", 0) for argument in arguments):
-            return leaf(self, *arguments)
-        key = (leaf.__name__, *(a if isinstance(a, str) else np.asarray(a).item() for a in arguments))
+        names: list[str | int | float] = [leaf.__name__]
+        for argument in arguments:
+            if isinstance(argument, str):
+                names.append(argument)
+            elif argument.ndim:
+                return leaf(self, *arguments)
+            else:
+                names.append(argument.item())
+        key = tuple(names)
         if key not in self.known:
             self.known[key] = leaf(self, *arguments)
         return self.known[key]
@@ -70,14 +76,10 @@ class Comm:
         elif algorithm == "tree":
             time = 2 * np.ceil(np.log2(np.maximum(n, 1))) * latency + 2 * payload / rate
         else:
-            inside = np.minimum(q, n)
-            across = np.where(
-                domains > 1, 2 * (domains - 1) * latency + 2 * (domains - 1) / domains * (payload / inside) / rate, 0.0
-            )
-            time = (
-                2 * (inside - 1) * inner.latency_ns + 2 * (inside - 1) / inside * payload / inner.bytes_per_ns + across
-            )
-        formula = np.where(n > 1, ceil_int(time + self._base), 0)
+            inside, share = np.minimum(q, n), (domains - 1) / domains  # nothing crosses one domain: its share is 0
+            time = 2 * (inside - 1) * inner.latency_ns + 2 * (inside - 1) / inside * payload / inner.bytes_per_ns
+            time = time + 2 * (domains - 1) * latency + 2 * share * (payload / inside) / rate
+        formula = (n > 1) * ceil_int(time + self._base)
         return self._chosen("all_reduce", n, domains, payload, formula)
 
     def allgather_ns(self, n: Ints, q: Ints, payload: Floats, collective: Collective = "all_gather") -> Ints:
@@ -86,9 +88,8 @@ class Comm:
         inner = self.machine.links[0]
         inside = np.minimum(q, n)
         time = (inside - 1) * inner.latency_ns + (inside - 1) / inside * payload / inner.bytes_per_ns
-        time = time + np.where(domains > 1, (domains - 1) * latency, 0.0)
-        time = time + np.where(domains > 1, (domains - 1) / domains * payload / inside / rate, 0.0)
-        formula = np.where(n > 1, ceil_int(time + self._base), 0)
+        time = time + (domains - 1) * latency + (domains - 1) / domains * payload / inside / rate
+        formula = (n > 1) * ceil_int(time + self._base)
         return self._chosen(collective, n, domains, payload, formula)
 
     def _chosen(self, collective: Collective, n: Ints, domains: Ints, payload: Floats, formula: Ints) -> Ints:

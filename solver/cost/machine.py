@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ UNIT_ARITHMETIC: dict[str, Arithmetic] = {"bf16": "bf16", "fp8": "fp8", "int8": 
 
 def ceil_int(value: Floats | float) -> Ints:
     """Round up to integers, once per leaf."""
+    if isinstance(value, float):  # numpy's scalars too: most leaves that are asked one by one
+        return np.asarray(math.ceil(value - SLACK), dtype=np.int64)[()]
     return np.ceil(np.asarray(value, dtype=np.float64) - SLACK).astype(np.int64)
 
 
@@ -150,7 +153,7 @@ class Machine:
 
         One domain gives the scale-up level itself.
         """
-        if np.max(num_domains, initial=1) <= 1:
+        if not (num_domains > 1).any():
             inner = self.links[0]
             return np.asarray(inner.bytes_per_ns), np.asarray(inner.latency_ns)
         gpus = num_domains * self.domain_gpus

@@ -19,10 +19,11 @@ def operator_sources(problem: Problem, strategy: Strategy, blocks: Blocks) -> tu
 
     An operator has two entries where some of its numbers are measured and some are not.
     """
+    if problem.operators.source == "analytic":
+        return (OperatorSource(operator="all", source=analytic_source(problem)),)
     leaves = Leaves(problem)
     measured = leaves.machine.measured
-    if measured is None:
-        return (OperatorSource(operator="all", source=analytic_source(problem)),)
+    assert measured is not None
     evaluate_times(leaves, strategy, packing_of(problem, strategy), blocks)
     return measured.sources()
 
