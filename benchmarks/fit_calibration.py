@@ -4,7 +4,7 @@
 
 The reported error is cross-validated: every (LLM, GPU) pair, all names of one architecture together, is predicted by
 a fit that has not seen it, with the coefficients of the very file that states the error. The global file states none:
-it serves hardware that was not measured.
+it serves hardware that was not measured, whose links may not allow direct all-reduces.
 """
 
 from __future__ import annotations
@@ -65,12 +65,14 @@ def main() -> None:
             left_out="whole (LLM, GPU) pairs, all names of one architecture together",
             unseen=errors(unseen[:, mine], target.measured[:, mine]),
         )
+        absent = {} if key[0] else {"direct_sync": None}
         origin = Origin(provenance="fitted", source=f"hierarchical fit to {len(rows):,} measured deployments")
         found_calibration = whole.calibration(key).model_copy(
             update={
                 "name": name,
+                **absent,
                 "source": f"fitted to {what} (docs/accuracy.md)",
-                "origins": {"*": base.origins["*"], **dict.fromkeys(names_of(PRIORS), origin)},
+                "origins": {"*": base.origins["*"], **dict.fromkeys(sorted({*names_of(PRIORS)} - {*absent}), origin)},
                 "error": error if key[0] else None,
             }
         )

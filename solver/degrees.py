@@ -139,6 +139,7 @@ def domains_of(problem: Problem, waived: frozenset[str] = frozenset()) -> Domain
     overlaps: tuple[bool, ...] = (False, True)
     if not llm.is_moe or problem.engine in ("trtllm", "megatron"):
         overlaps = (False,)
+    reduces = tuple(a for a in ALL_REDUCES if a != "direct" or problem.calibration.direct_sync is not None)
     dispatches: tuple[Dispatch, ...] = DISPATCHES if llm.is_moe else ("gather",)
     orders: list[MeshOrder] = [o for o in ("tp-dp-pp", "tp-pp-dp") if o in ENGINE_MESH[problem.engine]]
     # Both phases of a pool are given the knobs of the one that runs.
@@ -155,8 +156,8 @@ def domains_of(problem: Problem, waived: frozenset[str] = frozenset()) -> Domain
         prefill_batch=prefill,
         # A pinned order that the engine lacks may still lay ranks out like one it has (one stage, or one group).
         mesh_order=tuple(orders) if pins.mesh_order is None else (pins.mesh_order,),
-        decode_allreduce=_left(ALL_REDUCES, pins, f"{first}_allreduce"),
-        prefill_allreduce=_left(ALL_REDUCES, pins, f"{second}_allreduce"),
+        decode_allreduce=_left(reduces, pins, f"{first}_allreduce"),
+        prefill_allreduce=_left(reduces, pins, f"{second}_allreduce"),
         decode_dispatch=_left(dispatches, pins, f"{first}_dispatch"),
         prefill_dispatch=_left(dispatches, pins, f"{second}_dispatch"),
         decode_overlap=_left(overlaps, pins, f"{first}_overlap"),

@@ -52,6 +52,7 @@ RULES: dict[str, str] = {
     "gpu-count": "replicas * pp * G is within the GPU budget, or equals the exact number",
     "packing": "TP groups, stages and instances are packed into scale-up domains, and the domains suffice",
     "dispatch": "all_to_all needs moe_ep > 1; a stage of one rank or a dense LLM has nothing to dispatch",
+    "all-reduce": "direct all-reduces need a calibration that times them (direct_sync)",
     "overlap": "two-batch overlap needs expert all_to_all and at least two tokens per rank",
     "prefill-batch": "prompts prefilled together fit the chunk budget and the slots of a rank",
     "dtype": "the GPU has the arithmetic unit of every data type",
@@ -309,9 +310,13 @@ def _knob_violations(problem: Problem, strategy: Strategy) -> Iterator[Violation
         ("decode", strategy.decode_dispatch, strategy.decode_overlap, strategy.batch * workload.tokens_per_step),
         ("prefill", strategy.prefill_dispatch, strategy.prefill_overlap, prefill_tokens(problem, strategy)),
     )
+    reduces = {"decode": strategy.decode_allreduce, "prefill": strategy.prefill_allreduce}
     for phase, dispatch, overlap, tokens in phases:
         if not problem.runs(phase):
             continue
+        if reduces[phase] == "direct" and problem.calibration.direct_sync is None:
+            name = problem.calibration.name
+            yield Violation("all-reduce", f"{phase}_allreduce = direct, but calibration {name!r} has no direct_sync")
         if dispatch == "all_to_all" and (not problem.llm.is_moe or strategy.moe_ep == 1):
             yield Violation("dispatch", f"{phase}_dispatch = all_to_all with moe_ep = {strategy.moe_ep}")
         if overlap and dispatch != "all_to_all":

@@ -28,6 +28,8 @@ from solver.strategy import MESH_ORDERS, Strategy, packing_of
 
 MAX_CANDIDATES = 2500
 """Joint values of degrees and knobs (before the rules) that a problem may have."""
+ALWAYS = tuple(name for name in ALL_REDUCES if name != "direct")
+"""All-reduces of every calibration."""
 TRIALS = 120
 """Random strategies that are priced to place the limits (memory, SLOs) where they bind."""
 
@@ -179,6 +181,7 @@ def _calibration(rng: random.Random) -> dict[str, Any]:
         "roofline_power": rates.choice([None, 2.0]),
         "grouped_block_share": rates.choice([0.6, 1.0]),
         "host_prefill_linear": f"{rates.choice([0, 40])} us",
+        "direct_sync": rates.choice([None, "0 us", "2 us"]),
     }
 
 
@@ -219,8 +222,8 @@ def _pins(rng: random.Random, gpus: int, *, moe: bool) -> dict[str, Any]:
     if rng.random() < 0.1:
         pins["mesh_order"] = rng.choice(MESH_ORDERS)
     for name, values in (
-        ("decode_allreduce", ALL_REDUCES),
-        ("prefill_allreduce", ALL_REDUCES),
+        ("decode_allreduce", ALWAYS),
+        ("prefill_allreduce", ALWAYS),
         ("decode_dispatch", ("gather", "all_to_all")),
         ("prefill_dispatch", ("gather", "all_to_all")),
         ("decode_overlap", (False, True)),
@@ -254,7 +257,7 @@ def candidates(parts: dict[str, Any]) -> int:
     for name in ("batch", "prefill_batch"):
         knobs *= 1 if name in pins else space[f"max_{name}"]
     for name in ("decode_allreduce", "prefill_allreduce"):
-        knobs *= 1 if name in pins else 3
+        knobs *= 1 if name in pins else len(ALWAYS) + (parts["calibration"].direct_sync is not None)
     for phase in ("decode", "prefill"):
         if moe and f"{phase}_dispatch" not in pins:
             knobs *= 3 if f"{phase}_overlap" not in pins else 2
@@ -269,7 +272,7 @@ def _shrunk(rng: random.Random, parts: dict[str, Any]) -> Problem:
     """Pins one knob after another until the problem is small enough."""
     pins, space = parts["pins"], parts["space"]
     knobs: list[tuple[str, tuple[Any, ...]]] = [
-        ("prefill_allreduce", ALL_REDUCES[:2]), ("decode_allreduce", ALL_REDUCES[:2]),
+        ("prefill_allreduce", ALWAYS[:2]), ("decode_allreduce", ALWAYS[:2]),
         ("prefill_dispatch", ("gather",)), ("decode_dispatch", ("gather", "all_to_all")),
     ]  # fmt: skip
     rng.shuffle(knobs)

@@ -580,6 +580,26 @@ def test_allreduce_across_domains(algorithm: str, time: int) -> None:
     assert int(leaves_of().comm.allreduce_ns(algorithm, *as_ints(8, 4), np.array(1000.0))) == time  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("payload", "time"), [(1000, 410), (2000, 710), (4000, 1060)])
+def test_direct_allreduce_inside_a_domain(payload: int, time: int) -> None:
+    # One step 100 + 3 S / 10 + 10, two steps 2 * 100 + 250 + 2 * 3/4 * S / 10 + 10: they cross at 2333 bytes.
+    comm = leaves_of(calibration={"direct_sync": "250 ns"}).comm
+    assert int(comm.allreduce_ns("direct", *as_ints(4, 4), np.array(float(payload)))) == time
+
+
+def test_direct_allreduce_across_domains_is_the_hierarchical_one() -> None:
+    comm = leaves_of(calibration={"direct_sync": "250 ns"}).comm
+    assert int(comm.allreduce_ns("direct", *as_ints(8, 4), np.array(1000.0))) == 3010
+
+
+def test_the_fastest_allreduce_is_direct_only_where_it_is_timed() -> None:
+    # 5 tokens of 200 bytes: ring 760, tree 610, direct 410; 12 ns more of synchronisation change nothing at one step.
+    tp, tokens = as_ints(4, 5)
+    assert int(leaves_of().comm.best_tp_allreduce_ns(tp, tokens)) == 610
+    assert int(leaves_of(calibration={"direct_sync": "250 ns"}).comm.best_tp_allreduce_ns(tp, tokens)) == 410
+    assert int(leaves_of(calibration={"direct_sync": "262 ns"}).comm.best_tp_allreduce_ns(tp, tokens)) == 410
+
+
 def test_a_group_of_one_has_nothing_to_reduce() -> None:
     assert int(leaves_of().comm.allreduce_ns("ring", *as_ints(1, 1), np.array(1000.0))) == 0
 

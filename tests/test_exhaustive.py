@@ -164,6 +164,16 @@ def test_all_knobs() -> None:
                 workload=small_workload(isl=200, concurrency=2)))  # fmt: skip
 
 
+@pytest.mark.parametrize("cluster", [(4, 4), (8, 2)])
+def test_direct_all_reduces(cluster: tuple[int, int]) -> None:
+    # Inside a domain they are faster than any other, across domains they are the hierarchical ones.
+    calibration = small_problem().calibration.model_copy(update={"direct_sync": 1000})
+    space = Space(name="all", max_pp=1, tp_across_domains=True)
+    pins = Pins(pp=1, replicas=1, batch=2, attn_tp=4)
+    agrees(tiny(calibration=calibration, pins=pins, space=space, cluster=small_cluster(*cluster),
+                workload=small_workload(isl=200, concurrency=2)), ("latency", "tpot"))  # fmt: skip
+
+
 def test_free_concurrency() -> None:
     agrees(tiny(workload=small_workload(isl=200, concurrency=None, slo={"tpot": "2 ms"})))
 

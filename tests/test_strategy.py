@@ -220,6 +220,8 @@ BROKEN: dict[str, tuple[Strategy, dict[str, Any]]] = {
         {"llm": small_llm(moe=None, dense_width=510, num_heads=6, num_kv_heads=6)},
     ),
     "dispatch": (Strategy(decode_dispatch="all_to_all", **EIGHT), {}),
+    # Nothing says how long a direct all-reduce waits.
+    "all-reduce": (Strategy(attn_tp=2, moe_ep=2, batch=8, decode_allreduce="direct"), {}),
     "overlap": (Strategy(attn_dp=2, moe_ep=2, batch=4, decode_overlap=True), {}),
     # 100 tokens a prompt, 150 a step.
     "prefill-batch": (

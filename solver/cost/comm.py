@@ -67,20 +67,34 @@ class Comm:
         """All-reduce of `payload` bytes per rank; 0 for groups of one.
 
         ring ``2(n-1) a + 2(n-1)/n S/b``; tree ``2 log2(n) a + 2 S/b``, both on the slowest level they cross;
-        hierarchical: reduce-scatter inside, all-reduce of the shard across, all-gather inside.
+        hierarchical: reduce-scatter inside, all-reduce of the shard across, all-gather inside; direct: every rank reads
+        from all others of its domain, in one step or two, and goes by the hierarchy where the group crosses domains.
         """
         domains, rate, latency = self._span(n, q)
-        inner = self.machine.links[0]
         if algorithm == "ring":
             time = 2 * (n - 1) * latency + 2 * (n - 1) / n * payload / rate
         elif algorithm == "tree":
             time = 2 * np.ceil(np.log2(np.maximum(n, 1))) * latency + 2 * payload / rate
         else:
+            inner = self.machine.links[0]
             inside, share = np.minimum(q, n), (domains - 1) / domains  # nothing crosses one domain: its share is 0
             time = 2 * (inside - 1) * inner.latency_ns + 2 * (inside - 1) / inside * payload / inner.bytes_per_ns
             time = time + 2 * (domains - 1) * latency + 2 * share * (payload / inside) / rate
+            if algorithm == "direct":
+                time = np.where(domains > 1, time, self._direct_ns(inside, payload))
         formula = (n > 1) * ceil_int(time + self._base)
         return self._chosen("all_reduce", n, domains, payload, formula)
+
+    def _direct_ns(self, n: Ints, payload: Floats) -> Floats:
+        """All ranks of one domain read from each other, the faster way: everything in one step
+        ``a + (n-1) S/b``, or a share each and then the reduced shares, ``2 a + sync + 2(n-1)/n S/b``.
+        """
+        inner, sync = self.machine.links[0], self.machine.calibration.direct_sync
+        others = (n - 1) * payload / inner.bytes_per_ns
+        if sync is None:  # the ring inside the domain, which the hierarchical one is
+            return 2 * (n - 1) * inner.latency_ns + 2 / n * others
+        found: Floats = np.minimum(inner.latency_ns + others, 2 * inner.latency_ns + sync + 2 / n * others)
+        return found
 
     def allgather_ns(self, n: Ints, q: Ints, payload: Floats, collective: Collective = "all_gather") -> Ints:
         """All-gather to (or reduce-scatter from) `payload` bytes per rank, hierarchical; 0 for groups of one."""
@@ -114,6 +128,8 @@ class Comm:
         ring = self.tp_allreduce_ns("ring", attn_tp, tokens)
         tree = self.tp_allreduce_ns("tree", attn_tp, tokens)
         best: Ints = np.minimum(ring, tree)
+        if self.machine.calibration.direct_sync is not None:
+            best = np.minimum(best, self.tp_allreduce_ns("direct", attn_tp, tokens))
         if np.max(attn_tp) <= self.machine.domain_gpus:
             return best  # inside a domain the hierarchical one is the ring
         return np.minimum(best, self.tp_allreduce_ns("hierarchical", attn_tp, tokens))

@@ -18,7 +18,7 @@ TPOT_SCALE = 0.12
 """Relative error beyond which a TPOT counts less than its square: repeats of one deployment differ by about as much."""
 TTFT_SCALE = 0.15
 """The same of a TTFT: queueing makes it the noisier of the two."""
-BENT = np.array([[1.0], [0.5]])
+BENT = np.array([[1.0], [0.3]])
 """`b` in ``(exp(b e) - 1) / b`` of the log error `e` of TTFT and TPOT: 1 is the relative error, near 0 the log error.
 Long waits are chance, which a low TTFT should not chase; a TPOT is to be as often too low as too high."""
 LARGEST_LOG = 2.0

@@ -142,11 +142,14 @@ def calibrate(
 def around(base: Calibration) -> tuple[Coefficient, ...]:
     """Priors centred on a calibration, all effects on one level.
 
-    A coefficient that the base switches off (0) or does not list starts from the general prior.
+    A coefficient that the base switches off (0) or does not list starts from the general prior; an algorithm that the
+    base does not have stays absent.
     """
     found = []
     for prior in PRIORS:
         head, _, arithmetic = prior.name.partition(".")
+        if head == "direct_sync" and base.direct_sync is None:
+            continue
         spread = USER_SPREAD * max(prior.spread, prior.gpu_spread, prior.engine_spread)
         own = base.gemm_efficiency.get(arithmetic) if arithmetic else getattr(base, head, None)  # type: ignore[call-overload]
         centre = float(own or prior.value)

@@ -20,7 +20,7 @@ from solver.search.joint import Bools
 from solver.search.pruning import Cells, beyond_limits, build_tables, cells_of
 from solver.search.realise import even_stages, memory_violations
 from solver.search.shared import Known
-from solver.specs.problem import Problem
+from solver.specs.problem import AllReduce, Problem
 from solver.strategy import Strategy, packing_of, pool_strategy
 
 MAX_SCORED = 1200
@@ -222,6 +222,11 @@ def _most_replicas(problem: Problem, tp: int, dp: int, pp: int) -> int:
     return min(fitting, problem.gpu_budget // (tp * dp * pp))
 
 
+def _first(wanted: tuple[AllReduce, ...], allowed: tuple[AllReduce, ...]) -> AllReduce:
+    """The first of those wanted that is allowed, else the first that is."""
+    return next((algorithm for algorithm in wanted if algorithm in allowed), allowed[0])
+
+
 def _strategy(scores: Scores, shape: tuple[int, int, int, int], pp: int, replicas: int, batch: int) -> Strategy:
     tp, moe_tp, moe_ep, dp = shape
     d = scores.domains
@@ -230,8 +235,8 @@ def _strategy(scores: Scores, shape: tuple[int, int, int, int], pp: int, replica
         attn_tp=tp, attn_dp=dp, moe_tp=moe_tp, moe_ep=moe_ep, pp=pp, replicas=replicas, batch=batch,
         micro_batches=d.micro_batches[0], prefill_batch=d.prefill_batch[0],
         mesh_order=canonical_mesh(d.mesh_order[-1], tp, dp, pp),
-        decode_allreduce="tree" if "tree" in d.decode_allreduce else d.decode_allreduce[0],
-        prefill_allreduce=d.prefill_allreduce[0],
+        decode_allreduce=_first(("direct", "tree"), d.decode_allreduce),
+        prefill_allreduce=_first(("direct",), d.prefill_allreduce),
         decode_dispatch=exchange if exchange in d.decode_dispatch else d.decode_dispatch[0],
         prefill_dispatch=exchange if exchange in d.prefill_dispatch else d.prefill_dispatch[0],
         decode_overlap=d.decode_overlap[0], prefill_overlap=d.prefill_overlap[0],

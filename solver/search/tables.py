@@ -165,12 +165,14 @@ class PhaseTables:
         self.group = table
 
     def _useful(self, tp: int, algorithms: tuple[AllReduce, ...]) -> tuple[AllReduce, ...]:
-        """Algorithms that can differ in time: one without TP, no hierarchy inside a domain (it is the ring there)."""
+        """Algorithms that can differ in time: one without TP; the hierarchy is the ring inside a domain, and what a
+        direct all-reduce is across domains.
+        """
         if tp == 1:
             return algorithms[:1]
-        if tp <= self.leaves.machine.domain_gpus and "ring" in algorithms:
-            return tuple(a for a in algorithms if a != "hierarchical")
-        return algorithms
+        inside = tp <= self.leaves.machine.domain_gpus
+        same: tuple[AllReduce, AllReduce] = ("hierarchical", "ring") if inside else ("direct", "hierarchical")
+        return tuple(a for a in algorithms if a != same[0] or same[1] not in algorithms)
 
     def _allreduce(self, algorithm: Ints, tp: Ints, tokens: Ints) -> Ints:
         times = np.stack([self.leaves.allreduce_ns(a, tp, tokens) for a in ALL_REDUCES])

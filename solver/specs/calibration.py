@@ -78,6 +78,9 @@ class Calibration(Spec):
     """Fixed time of one kernel inside a captured graph."""
     collective_base: Nanoseconds
     """Fixed time of one collective beyond its link latencies (kernel, synchronisation)."""
+    direct_sync: Nanoseconds | None = None
+    """Time of a direct all-reduce between its two steps: every rank waits until all ranks of its domain have reduced
+    their shares. Absent where the engine has no direct all-reduce."""
     host_step: Nanoseconds
     """Host work per decode step (scheduler, sampler, input preparation) that the GPU waits for."""
     host_sequence: Nanoseconds = 0

@@ -26,7 +26,7 @@ MeshOrder = Literal["tp-dp-pp", "tp-pp-dp"]
 """Dimensions of an instance from fastest-varying rank to slowest, as Megatron writes them. TP is always innermost: a TP
 group must stay inside its scale-up domain, and orders that start with dp or pp are then illegal or cost the same."""
 MESH_ORDERS: tuple[MeshOrder, ...] = get_args(MeshOrder)
-AllReduce = Literal["ring", "tree", "hierarchical"]
+AllReduce = Literal["ring", "tree", "hierarchical", "direct"]
 ALL_REDUCES: tuple[AllReduce, ...] = get_args(AllReduce)
 Dispatch = Literal["gather", "all_to_all"]
 """How tokens reach experts: sent to each distinct destination rank, or gathered everywhere and reduced back."""
