@@ -62,7 +62,11 @@ class Domains:
     def is_empty(self) -> bool:
         """Whether some decision has no legal value at all."""
         return not all(
-            (self.attn_tp, self.moe_tp, self.moe_ep, self.pp, self.batch, self.micro_batches, self.prefill_batch)
+            (
+                *(self.attn_tp, self.moe_tp, self.moe_ep, self.pp, self.batch, self.micro_batches, self.prefill_batch),
+                *(self.decode_allreduce, self.prefill_allreduce, self.decode_dispatch, self.prefill_dispatch),
+                *(self.decode_overlap, self.prefill_overlap),
+            )
         )
 
 

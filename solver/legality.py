@@ -17,6 +17,7 @@ from solver.engines import (
 from solver.packing import canonical_mesh
 from solver.specs.dtypes import NATIVE, WEIGHT_ONLY
 from solver.specs.problem import (
+    AllReduce,
     Dispatch,
     Engine,
     Phase,
@@ -202,6 +203,15 @@ def speculation_violations(problem: Problem) -> Iterator[Violation]:
         )
 
 
+def all_reduce_violations(problem: Problem, decode: AllReduce | None, prefill: AllReduce | None) -> Iterator[Violation]:
+    """All-reduces of the phases that the calibration does not time."""
+    phases: tuple[tuple[Phase, AllReduce | None], ...] = (("decode", decode), ("prefill", prefill))
+    for phase, algorithm in phases:
+        if algorithm == "direct" and problem.runs(phase) and problem.calibration.direct_sync is None:
+            name = problem.calibration.name
+            yield Violation("all-reduce", f"{phase}_allreduce = direct, but calibration {name!r} has no direct_sync")
+
+
 def violations(problem: Problem, strategy: Strategy) -> list[Violation]:
     """Every broken rule of a strategy, memory and SLOs excepted (they need the cost model)."""
     found = [
@@ -310,13 +320,10 @@ def _knob_violations(problem: Problem, strategy: Strategy) -> Iterator[Violation
         ("decode", strategy.decode_dispatch, strategy.decode_overlap, strategy.batch * workload.tokens_per_step),
         ("prefill", strategy.prefill_dispatch, strategy.prefill_overlap, prefill_tokens(problem, strategy)),
     )
-    reduces = {"decode": strategy.decode_allreduce, "prefill": strategy.prefill_allreduce}
+    yield from all_reduce_violations(problem, strategy.decode_allreduce, strategy.prefill_allreduce)
     for phase, dispatch, overlap, tokens in phases:
         if not problem.runs(phase):
             continue
-        if reduces[phase] == "direct" and problem.calibration.direct_sync is None:
-            name = problem.calibration.name
-            yield Violation("all-reduce", f"{phase}_allreduce = direct, but calibration {name!r} has no direct_sync")
         if dispatch == "all_to_all" and (not problem.llm.is_moe or strategy.moe_ep == 1):
             yield Violation("dispatch", f"{phase}_dispatch = all_to_all with moe_ep = {strategy.moe_ep}")
         if overlap and dispatch != "all_to_all":

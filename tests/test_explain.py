@@ -51,6 +51,8 @@ PROBLEMS: dict[str, Problem] = {
     "identity": small_problem(workload=uniform(), pins=Pins(attn_tp=4, attn_dp=1, moe_tp=1, moe_ep=2)),
     "slots": small_problem(workload=uniform(concurrency=200), gpus_at_most=2, pins=Pins(batch=2)),
     "redundancy": small_problem(workload=uniform(), redundant_experts=8, pins=Pins(moe_ep=1)),
+    # The calibration does not say how long a direct all-reduce waits.
+    "all-reduce": small_problem(workload=uniform(), pins=Pins(decode_allreduce="direct")),
 }
 NAMES: dict[str, set[str]] = {
     "memory": {"cluster-size", "memory"},
@@ -64,6 +66,7 @@ NAMES: dict[str, set[str]] = {
     # 16 ranks, at most 4 micro-batches of 2 sequences; the limit of 2 GPUs excludes, too, but the cluster comes last.
     "slots": {"concurrency", "cluster-size", "pin batch"},
     "redundancy": {"redundancy", "pin moe_ep"},
+    "all-reduce": {"pin decode_allreduce"},
 }
 
 
@@ -104,6 +107,12 @@ def test_the_set_is_minimal(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_set_names_what_it_must(name: str) -> None:
     assert {member.name for member in explained(name).members} == NAMES[name]
+
+
+def test_a_pin_says_which_rule_it_breaks() -> None:
+    sentences = [member.sentence for member in explained("all-reduce").members]
+    assert len(sentences) == 1
+    assert "has no direct_sync" in sentences[0]
 
 
 def test_brute_force_agrees_that_dropping_a_limit_helps() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from solver.degrees import domains_of
-from solver.legality import RULES, dtype_violations
+from solver.legality import RULES, all_reduce_violations, dtype_violations
 from solver.specs.hardware import Cluster
 from solver.specs.problem import Pins, Problem
 from solver.specs.workload import LengthRange, Workload
@@ -139,10 +139,13 @@ def _widths(problem: Problem) -> Iterator[Constraint]:
 
 def _pins(problem: Problem, given: Collection[str]) -> Iterator[Constraint]:
     rejected = {(r.degree, r.value): r.violation for r in domains_of(problem).rejections}
-    for name, value in problem.pins.given().items():
+    pins = problem.pins
+    untimed = list(all_reduce_violations(problem, pins.decode_allreduce, pins.prefill_allreduce))
+    for name, value in pins.given().items():
         if name in given:
             continue
         rule = rejected.get((name, value)) if isinstance(value, int) else None
+        rule = next((violation for violation in untimed if violation.sentence.startswith(name)), rule)
         words = "" if rule is None else f": {rule}"
         yield Constraint(f"pin {name}", f"{name} = {value} (--fix){words}", _unpin(name))
 
