@@ -31,6 +31,22 @@ def least_top(held: list[tuple[int, ...]], counts: list[int]) -> float:
     return best * len(held) / sum(counts)
 
 
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ([1, 2], r"shape \(2,\); give \[layers, experts\]"),
+        ([[], []], r"shape \(2, 0\)"),
+        ([[1, 2], [0, 0]], "layer 1 are zero"),
+        ([[1, -2]], "layer 0, expert 1 has -2 tokens"),
+        ([[1, np.nan]], "expert 1 has nan"),
+        ([[np.inf, 1]], "expert 0 has inf"),
+    ],
+)
+def test_a_window_has_tokens_in_every_layer(counts: list[float], words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        LoadWindow("a", np.array(counts))
+
+
 def draws(seed: int, number: int) -> Iterator[tuple[random.Random, int, int, int]]:
     """Random sizes (experts, ranks, slots per rank) that brute force can enumerate."""
     rng = random.Random(seed)

@@ -30,11 +30,33 @@ TENSOR_TYPES = {"I32": "<i4", "I64": "<i8", "F32": "<f4", "F64": "<f8", "U8": "u
 
 @dataclass(frozen=True)
 class LoadWindow:
-    """Tokens per layer and logical expert of one stretch of traffic; `weight` is its share of tomorrow's traffic."""
+    """Tokens per layer and logical expert of one stretch of traffic; `weight` is its share of tomorrow's traffic.
+
+    Raises
+    ------
+    SpecError
+        The counts have no layers or experts, are negative or not finite, or a layer has none.
+    """
 
     name: str
     count_le: Counts
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        where = f"window {shown(self.name, 100)}"
+        if self.count_le.ndim != 2 or not self.count_le.size:
+            raise SpecError(
+                f"{where}: loads have the shape {self.count_le.shape}; give [layers, experts] and at least one of each"
+            )
+        wrong = np.argwhere(~(np.isfinite(self.count_le) & (self.count_le >= 0)))
+        if len(wrong):
+            layer, expert = wrong[0].tolist()
+            raise SpecError(
+                f"{where}: layer {layer}, expert {expert} has {self.count_le[layer, expert]} tokens; give 0 or more"
+            )
+        empty = np.flatnonzero(~self.count_le.any(axis=1))
+        if len(empty):
+            raise SpecError(f"{where}: all loads of layer {empty[0]} are zero; leave it out, or record longer")
 
 
 def read_windows(path: str | Path, most: int = 8, num_experts: int | None = None) -> tuple[LoadWindow, ...]:
