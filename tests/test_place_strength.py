@@ -15,7 +15,7 @@ from solver.place.descent import Smooth
 from solver.place.dispatch import Splits, dispatch_bound, improve_dispatch
 from solver.place.pack import greedy_counts, pack
 from solver.place.pairs import Pairs, PairSearch, every_count, pairs_apply
-from solver.place.stack import Scores, scores, shares, units_of
+from solver.place.stack import Scores, _replicas, scores, shares, units_of
 from solver.place.state import Shelf, counts_of
 from solver.place.static import Effort, busiest
 from solver.place.swaps import Packed, SwapSearch
@@ -271,6 +271,14 @@ def test_pairs_are_scored_from_both_ends() -> None:
         assert found.top_b[at] >= max(pairs) - 1e-3
         assert found.top_b[at] == pytest.approx(max(longest_first(*row, [2] * 6) or [np.inf]), abs=1e-3)
     assert 0 < met < 60
+
+
+def test_replicas_are_listed_as_often_as_they_count() -> None:
+    rng, shelf = np.random.default_rng(4), Shelf.of((2,) * 40)
+    count = greedy_counts(rng.pareto(1.2, size=(30, 50)) + 0.1, shelf)
+    item = rng.integers(0, 1 << 28, count.shape).astype(np.int32)
+    for row, items, counts in zip(_replicas(item, count), item, count, strict=True):
+        assert sorted(row.tolist()) == sorted(np.repeat(items, counts).tolist())
 
 
 def test_every_count_of_few_is_tried() -> None:

@@ -129,11 +129,12 @@ def _survives(placed: ExpertPlacement) -> Iterator[Finding]:
     unit_of_rank = {
         "rank": tuple(range(placed.ranks)), "node": placed.domain_of_rank, "rack": placed.rack_of_rank,
     }[placed.survives]  # fmt: skip
+    rank_of_slot = placed.rank_of_slot
     for layer, row in enumerate(placed.physical_to_logical_map):
         units: dict[int, set[int]] = {}
         for slot, expert in enumerate(row):
             if expert >= 0:
-                units.setdefault(expert, set()).add(unit_of_rank[placed.rank_of_slot[slot]])
+                units.setdefault(expert, set()).add(unit_of_rank[rank_of_slot[slot]])
         for expert, where in units.items():
             if len(where) < 2:
                 only = next(iter(where))
@@ -158,7 +159,7 @@ def _split(placed: ExpertPlacement) -> Iterator[Finding]:
 
 def layer_balance(placed: ExpertPlacement, layer: int, counts: Sequence[int]) -> tuple[float, float]:
     """(Busiest rank's load, mean load of the living ranks) of one layer, in tokens."""
-    row = placed.physical_to_logical_map[layer]
+    row, rank_of_slot = placed.physical_to_logical_map[layer], placed.rank_of_slot
     replicas = [0] * placed.num_experts
     for expert in row:
         if expert >= 0:
@@ -167,7 +168,7 @@ def layer_balance(placed: ExpertPlacement, layer: int, counts: Sequence[int]) ->
     for slot, expert in enumerate(row):
         if expert >= 0:
             share = 1 / replicas[expert] if placed.split is None else placed.split[layer][slot]
-            loads[placed.rank_of_slot[slot]] += counts[expert] * share
+            loads[rank_of_slot[slot]] += counts[expert] * share
     alive = placed.ranks - len(placed.dead_ranks)
     return max(loads), sum(counts) / alive
 
