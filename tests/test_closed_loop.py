@@ -272,6 +272,39 @@ def test_a_shared_step_costs_no_more_than_a_pass_of_its_own(llm: str, isl: int) 
     assert tpot[1] <= tpot[0]
 
 
+def test_a_mixed_step_lasts_as_long_as_its_launches() -> None:
+    # Launches far beyond the GPU's work: a step with a prompt takes as long as they and the host's work before them.
+    # Decoding loses that beyond its own step (the GPU's work and the host's), who waits for his turn all of it.
+    changes = {"mixed_batches": True, "host_prefill_kernel": "1 ms", "host_prefill": "3 ms"}
+    problem = small_problem(
+        workload=one_at_a_time(), cluster=small_cluster(memory=AMPLE), calibration=calibration(**changes)
+    )
+    found = loop(problem, deployment(50, 8, attn_tp=2, moe_ep=2))
+    step = Leaves(problem).num_kernels * 10**6 + 3 * 10**6
+    first, tokens = first_ns(found), 50 * int(found.decode_ns)
+    phi = first / (first + tokens)
+    assert int(found.ttft_ns) == pytest.approx(first + phi * 7 * step, abs=1)
+    assert 50 * int(found.tpot_ns) == pytest.approx(tokens + (1 - phi) * 7 * (step - int(found.decode_ns)), abs=50)
+
+
+def test_launches_behind_the_work_of_a_mixed_step_cost_decoding_nothing() -> None:
+    # A prompt of 3,000 tokens keeps the GPU busy for longer than its kernels take to launch; a lone pass pays for both.
+    free, launched = (
+        loop(
+            small_problem(
+                workload=small_workload(isl=3000, osl=50, concurrency=8), cluster=small_cluster(memory=AMPLE),
+                calibration=calibration(mixed_batches=True, host_prefill_kernel=kernel),
+            ),
+            deployment(50, 8, attn_tp=2, moe_ep=2),
+        )
+        for kernel in ("0 ns", "100 ns")
+    )  # fmt: skip
+    more = int(launched.prefill_ns) - int(free.prefill_ns)
+    assert more > 0
+    # Only the share of the others' prompts that delays the first token follows the longer pass.
+    assert int(launched.tpot_ns) <= int(free.tpot_ns)
+
+
 def cycle_ns(found: ClosedLoop, osl: int) -> int:
     """From a request's arrival to its last token."""
     return int(found.ttft_ns) + osl * int(found.tpot_ns)

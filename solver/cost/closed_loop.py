@@ -174,17 +174,21 @@ class _Passes:
             return alone
         return alone + (at.pp - 1) * leaves.comm.hop_ns(at.attn_tp, at.inside, leaves.lengths.chunk)
 
-    def lost_ns(self, total: Ints, alone: Ints) -> Ints:
-        """What decoding loses to prompts: the time of one stage per chunk, or what the chunks add to its own steps.
+    def lost_ns(self, total: Ints, alone: Ints) -> tuple[Ints, Ints]:
+        """What prompts cost decoding, and what they cost a request that waits for its turn.
 
-        `total` is a pass with the prompts, `alone` a decode step's without them.
+        Decoding loses the time of one stage per chunk, or what the chunks add to its own steps; who waits loses the
+        whole of these steps. `total` is a pass with the prompts, `alone` a decode step's without them. The host
+        launches the kernels of a mixed step while the GPU works on it, so that the slower of the two counts.
         """
         at, leaves = self.at, self.leaves
-        added = -(-total // at.pp) + leaves.prefill_host_ns
-        if leaves.problem.calibration.mixed_batches:
-            added = np.maximum(0, -(-(total - alone) // at.pp) + leaves.prefill_host_ns - leaves.host_ns)
-        lost: Ints = leaves.lengths.chunks * added
-        return lost
+        if not leaves.problem.calibration.mixed_batches:
+            lost: Ints = leaves.lengths.chunks * (-(-total // at.pp) + leaves.prefill_host_ns)
+            return lost, lost
+        mixed = np.maximum(total, leaves.prefill_launches_ns)
+        host = leaves.prefill_host_ns - leaves.prefill_launches_ns
+        added = np.maximum(0, -(-(mixed - alone) // at.pp) + host - leaves.host_ns)
+        return leaves.lengths.chunks * added, leaves.lengths.chunks * (-(-mixed // at.pp) + host)
 
 
 def capacity(leaves: Leaves, at: Deployment) -> Ints:
@@ -211,9 +215,10 @@ def predict(leaves: Leaves, at: Deployment) -> ClosedLoop:
     """Closed-loop means of a deployment, or of many.
 
     With `t_0` the time to the first token of a request that waits for no other's prompt, `D_0 = osl t_decode` and `A`
-    the prefill time of the others in a cycle: the share ``phi = q + (1 - q) t_0 / (t_0 + D_0)`` of it delays the first
+    what prompts of the others cost in a cycle: the share ``phi = q + (1 - q) t_0 / (t_0 + D_0)`` of it delays the first
     token (`q` in bursts, the rest in proportion), the other share falls between the tokens. Nothing is counted twice:
-    the cycle is ``t_0 + D_0 + A``, and what passes outside the engine, where no prefill can delay it.
+    the cycle is ``t_0 + D_0 + A``, and what passes outside the engine, where no prefill can delay it. A first token
+    waits for whole steps of the others, though, also where decoding loses less than these.
     """
     calibration, passes = leaves.problem.calibration, _Passes(leaves, at)
     offered: Floats = np.maximum(1.0, at.concurrency / at.replicas)
@@ -234,14 +239,15 @@ def predict(leaves: Leaves, at: Deployment) -> ClosedLoop:
     alone, lone, crowded = passes.total_ns(_Pass(decodes * batch, decodes * context, prompts))
     step = passes.decode_step_ns(_Pass(batch, context, np.zeros(np.shape(batch))), alone)
     decode = -(-step * PPM // leaves.kept_ppm)
-    one, lost = passes.prefill_ns(lone), passes.lost_ns(crowded, alone)
-    others: Floats = np.maximum(resident - 1, 0) / at.attn_dp * lost / together
+    one, (lost, waited) = passes.prefill_ns(lone), passes.lost_ns(crowded, alone)
+    others: Floats = np.maximum(resident - 1, 0) / at.attn_dp / together
     # A request arrives in the middle of a step of the others, if there are any, and waits until it is taken in.
     first: Floats = one + decode + step * (0.5 + at.admission_steps) * (resident - 1) / resident
     tokens: Floats = at.osl * decode * 1.0
     burst = calibration.queue_share
     delaying = burst + (1 - burst) * first / (first + tokens)
-    ttft, decoding = calibration.request_overhead + first + delaying * others, tokens + (1 - delaying) * others
+    ttft = calibration.request_overhead + first + delaying * others * waited
+    decoding = tokens + (1 - delaying) * others * lost
     wait = np.maximum(offered - resident, 0) / resident * (ttft + decoding)
     return ClosedLoop(
         ttft_ns=ceil_int(ttft + wait),

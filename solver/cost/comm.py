@@ -70,31 +70,53 @@ class Comm:
         hierarchical: reduce-scatter inside, all-reduce of the shard across, all-gather inside; direct: every rank reads
         from all others of its domain, in one step or two, and goes by the hierarchy where the group crosses domains.
         """
-        domains, rate, latency = self._span(n, q)
+        span = self._span(n, q)
+        return self._reduced(self._allreduce_time(algorithm, n, q, payload, span), n, span[0], payload)
+
+    def fastest_allreduce_ns(self, n: Ints, q: Ints, payload: Floats) -> Ints:
+        """The least of what the algorithms take."""
+        span = self._span(n, q)
+        time = np.minimum(*(self._allreduce_time(name, n, q, payload, span) for name in ("ring", "tree")))
+        if self.machine.calibration.direct_sync is not None:
+            time = np.minimum(time, self._allreduce_time("direct", n, q, payload, span))
+        elif np.any(span[0] > 1):  # which is the ring inside a domain, and the direct one across domains
+            time = np.minimum(time, self._allreduce_time("hierarchical", n, q, payload, span))
+        return self._reduced(time, n, span[0], payload)
+
+    def _allreduce_time(
+        self, algorithm: AllReduce, n: Ints, q: Ints, payload: Floats, span: tuple[Ints, Floats, Floats]
+    ) -> Floats:
+        """Time in ns without the fixed part; a group of one still to be excepted."""
+        domains, rate, latency = span
+        time: Floats
         if algorithm == "ring":
             time = 2 * (n - 1) * latency + 2 * (n - 1) / n * payload / rate
-        elif algorithm == "tree":
+            return time
+        if algorithm == "tree":
             time = 2 * np.ceil(np.log2(np.maximum(n, 1))) * latency + 2 * payload / rate
-        else:
-            inner = self.machine.links[0]
-            inside, share = np.minimum(q, n), (domains - 1) / domains  # nothing crosses one domain: its share is 0
-            time = 2 * (inside - 1) * inner.latency_ns + 2 * (inside - 1) / inside * payload / inner.bytes_per_ns
-            time = time + 2 * (domains - 1) * latency + 2 * share * (payload / inside) / rate
-            if algorithm == "direct":
-                time = np.where(domains > 1, time, self._direct_ns(inside, payload))
-        formula = (n > 1) * ceil_int(time + self._base)
-        return self._chosen("all_reduce", n, domains, payload, formula)
+            return time
+        inside, across = np.minimum(q, n), domains > 1
+        if algorithm == "direct" and self.machine.calibration.direct_sync is not None and not np.any(across):
+            return self._direct_time(inside, payload, self.machine.calibration.direct_sync)
+        inner, share = self.machine.links[0], (domains - 1) / domains  # nothing crosses one domain: its share is 0
+        time = 2 * (inside - 1) * inner.latency_ns + 2 * (inside - 1) / inside * payload / inner.bytes_per_ns
+        time = time + 2 * (domains - 1) * latency + 2 * share * (payload / inside) / rate
+        if algorithm == "direct" and self.machine.calibration.direct_sync is not None:
+            time = np.where(across, time, self._direct_time(inside, payload, self.machine.calibration.direct_sync))
+        return time
 
-    def _direct_ns(self, n: Ints, payload: Floats) -> Floats:
+    def _direct_time(self, n: Ints, payload: Floats, sync: int) -> Floats:
         """All ranks of one domain read from each other, the faster way: everything in one step
         ``a + (n-1) S/b``, or a share each and then the reduced shares, ``2 a + sync + 2(n-1)/n S/b``.
         """
-        inner, sync = self.machine.links[0], self.machine.calibration.direct_sync
+        inner = self.machine.links[0]
         others = (n - 1) * payload / inner.bytes_per_ns
-        if sync is None:  # the ring inside the domain, which the hierarchical one is
-            return 2 * (n - 1) * inner.latency_ns + 2 / n * others
         found: Floats = np.minimum(inner.latency_ns + others, 2 * inner.latency_ns + sync + 2 / n * others)
         return found
+
+    def _reduced(self, time: Floats, n: Ints, domains: Ints, payload: Floats) -> Ints:
+        """Whole ns of an all-reduce, measured ones first."""
+        return self._chosen("all_reduce", n, domains, payload, (n > 1) * ceil_int(time + self._base))
 
     def allgather_ns(self, n: Ints, q: Ints, payload: Floats, collective: Collective = "all_gather") -> Ints:
         """All-gather to (or reduce-scatter from) `payload` bytes per rank, hierarchical; 0 for groups of one."""
@@ -125,14 +147,8 @@ class Comm:
     @once
     def best_tp_allreduce_ns(self, attn_tp: Ints, tokens: Ints) -> Ints:
         """The fastest algorithm (used where the algorithm is not a decision: once per step, in the embedding)."""
-        ring = self.tp_allreduce_ns("ring", attn_tp, tokens)
-        tree = self.tp_allreduce_ns("tree", attn_tp, tokens)
-        best: Ints = np.minimum(ring, tree)
-        if self.machine.calibration.direct_sync is not None:
-            best = np.minimum(best, self.tp_allreduce_ns("direct", attn_tp, tokens))
-        if np.max(attn_tp) <= self.machine.domain_gpus:
-            return best  # inside a domain the hierarchical one is the ring
-        return np.minimum(best, self.tp_allreduce_ns("hierarchical", attn_tp, tokens))
+        q = np.minimum(attn_tp, self.machine.domain_gpus)
+        return self.fastest_allreduce_ns(attn_tp, q, tokens * self.token_bytes)
 
     @once
     def tp_allgather_ns(self, attn_tp: Ints, payload: Floats) -> Ints:

@@ -42,11 +42,12 @@ class Leaves:
         self.sync_ns = problem.calibration.overlap_sync
         calibration = problem.calibration
         self.host_ns = calibration.host_step if problem.runs("decode") else 0
-        self.prefill_host_ns = 0
+        self.prefill_host_ns, self.prefill_launches_ns = 0, 0
         if problem.runs("prefill"):
             linear = [kind.attention for kind in problem.llm.layers].count("linear")
-            self.prefill_host_ns = calibration.host_prefill + linear * calibration.host_prefill_linear
-            self.prefill_host_ns += self.num_kernels * calibration.host_prefill_kernel
+            self.prefill_launches_ns = self.num_kernels * calibration.host_prefill_kernel
+            self.prefill_launches_ns += linear * calibration.host_prefill_linear
+            self.prefill_host_ns = calibration.host_prefill + self.prefill_launches_ns
         self.step_tokens = self.lengths.step_tokens
         self.busy_ppm = PPM - round(problem.calibration.overlap_sm_share * PPM)
         speculative = problem.workload.speculative

@@ -67,7 +67,7 @@ BEND = 6.0
 PRIORS: tuple[Coefficient, ...] = (
     Coefficient("gemm_efficiency.bf16", 0.6, 0.15, largest=LARGEST_EFFICIENCY),
     Coefficient("gemm_efficiency.fp8", 0.6, 0.15, largest=LARGEST_EFFICIENCY),
-    Coefficient("gemm_efficiency.fp8_block", 0.5, 0.3, gpu_spread=0.4, engine_spread=0.3, largest=LARGEST_EFFICIENCY),
+    Coefficient("gemm_efficiency.fp8_block", 0.55, 0.3, gpu_spread=0.4, engine_spread=0.3, largest=LARGEST_EFFICIENCY),
     Coefficient("gemm_efficiency.fp4", 0.5, 0.15, largest=LARGEST_EFFICIENCY),
     Coefficient("grouped_gemm_share", 0.8, 0.3, largest=1.0),
     Coefficient("grouped_block_share", 0.7, 0.4, engine_spread=0.4, largest=1.0),
