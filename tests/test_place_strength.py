@@ -15,7 +15,7 @@ from solver.place.descent import Smooth
 from solver.place.dispatch import Splits, dispatch_bound, improve_dispatch
 from solver.place.pack import greedy_counts, pack
 from solver.place.pairs import Pairs, PairSearch, every_count, pairs_apply
-from solver.place.stack import Scores, _replicas, scores, shares, units_of
+from solver.place.stack import Scores, repeated, scores, shares, units_of
 from solver.place.state import Shelf, counts_of
 from solver.place.static import Effort, busiest
 from solver.place.swaps import Packed, SwapSearch
@@ -277,7 +277,7 @@ def test_replicas_are_listed_as_often_as_they_count() -> None:
     rng, shelf = np.random.default_rng(4), Shelf.of((2,) * 40)
     count = greedy_counts(rng.pareto(1.2, size=(30, 50)) + 0.1, shelf)
     item = rng.integers(0, 1 << 28, count.shape).astype(np.int32)
-    for row, items, counts in zip(_replicas(item, count), item, count, strict=True):
+    for row, items, counts in zip(repeated(item, count), item, count, strict=True):
         assert sorted(row.tolist()) == sorted(np.repeat(items, counts).tolist())
 
 

@@ -64,7 +64,7 @@ def _paired(share_be: Words, count_be: Ints, limit_b: Floats, shelf: Shelf) -> S
     packings, experts = share_be.shape
     bits, units, ranks = experts.bit_length(), units_of(experts, shelf), shelf.num_ranks
     item = share_be << bits | np.arange(experts, dtype=np.int32)
-    item = _replicas(item, count_be)
+    item = repeated(item, count_be)
     item.sort(axis=1)
     expert_bn = item & ((1 << bits) - 1)
     item >>= bits
@@ -76,7 +76,7 @@ def _paired(share_be: Words, count_be: Ints, limit_b: Floats, shelf: Shelf) -> S
     return Scores(np.where(out, np.inf, load.max(axis=1) / units), np.where(out, np.inf, penalty))
 
 
-def _replicas(item_be: Words, count_be: Ints) -> Words:
+def repeated(item_be: Words, count_be: Ints) -> Words:
     """Every item as often as it counts, in any order; few count more than once, so only those are repeated."""
     several = np.flatnonzero(count_be > 1)
     further = np.repeat(item_be.ravel()[several], count_be.ravel()[several] - 1)
