@@ -96,14 +96,13 @@ class Comm:
             time = 2 * np.ceil(np.log2(np.maximum(n, 1))) * latency + 2 * payload / rate
             return time
         inside, across = np.minimum(q, n), domains > 1
-        if algorithm == "direct" and self.machine.calibration.direct_sync is not None and not np.any(across):
-            return self._direct_time(inside, payload, self.machine.calibration.direct_sync)
+        sync = self.machine.calibration.direct_sync if algorithm == "direct" else None
+        if sync is not None and not np.any(across):
+            return self._direct_time(inside, payload, sync)
         inner, share = self.machine.links[0], (domains - 1) / domains  # nothing crosses one domain: its share is 0
         time = 2 * (inside - 1) * inner.latency_ns + 2 * (inside - 1) / inside * payload / inner.bytes_per_ns
         time = time + 2 * (domains - 1) * latency + 2 * share * (payload / inside) / rate
-        if algorithm == "direct" and self.machine.calibration.direct_sync is not None:
-            time = np.where(across, time, self._direct_time(inside, payload, self.machine.calibration.direct_sync))
-        return time
+        return time if sync is None else np.where(across, time, self._direct_time(inside, payload, sync))
 
     def _direct_time(self, n: Ints, payload: Floats, sync: int) -> Floats:
         """All ranks of one domain read from each other, the faster way: everything in one step
