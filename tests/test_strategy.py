@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from solver.plan import Plan
 from solver.specs.problem import MESH_ORDERS, Pins, Problem, Space
 from solver.strategy import Strategy, packing_of, parse_label
 
+ROOT = Path(__file__).resolve().parents[1]
 ALL = Space(name="all", max_pp=4, max_batch=8, max_prefill_batch=2)
 
 
@@ -420,3 +424,15 @@ def test_a_pinned_order_that_the_engine_lacks_still_fits_one_group(order: str) -
     for engine in ("vllm", "sglang"):
         problem = problem_of(llm=small_llm(**DENSE), engine=engine, pins=Pins(mesh_order=order))  # type: ignore[arg-type]
         assert isinstance(solve(problem, SolveOptions(workers=1)), Plan)
+
+
+def test_a_strategy_whose_blocks_need_no_search_is_evaluated_without_or_tools() -> None:
+    """A caller who scores one deployment does not wait for OR-tools (and pandas with it) to be imported."""
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); from plans import small_problem, small_workload; import solver\n"
+        "problem = small_problem(workload=small_workload(isl=100, concurrency=8))\n"
+        "from solver.strategy import Strategy\n"
+        "assert solver.evaluate(problem, Strategy(attn_tp=2, attn_dp=2, moe_ep=4, batch=4)).metrics.tpot_ns > 0\n"
+        "sys.exit('ortools' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -9,8 +9,8 @@ from solver.cost.metrics import Utopia, natural_value
 from solver.cost.terms import differences, objective_terms
 from solver.plan import Alternative, Alternatives, Difference, Plan, PlannedStrategy
 from solver.search.assemble import breakdown_of, metrics_of, placement_of
+from solver.search.ceilings import MAX_OBJECTIVE
 from solver.search.loop import Beyond, Loop, Progress
-from solver.search.metric_vars import MAX_OBJECTIVE
 from solver.search.program import SearchLimits
 from solver.search.realise import Realised
 from solver.search.shared import Shared

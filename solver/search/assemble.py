@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from solver.certificate import (
     Certificate,
     Digests,
@@ -30,12 +32,14 @@ from solver.plan import (
     PlannedStrategy,
     RunnerUp,
 )
-from solver.search.loop import Outcome
-from solver.search.program import SearchLimits
 from solver.search.realise import Realised
 from solver.search.shapes import space_size
 from solver.specs.problem import Problem
 from solver.strategy import Strategy, moe_tp_is_fastest, packing_of
+
+if TYPE_CHECKING:
+    from solver.search.loop import Outcome
+    from solver.search.program import SearchLimits
 
 
 def assemble(problem: Problem, outcome: Outcome, limits: SearchLimits, utopia: Utopia | None, total_s: float) -> Plan:

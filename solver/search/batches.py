@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from ortools.sat.python import cp_model
 
 from solver.cost.machine import Ints
 
@@ -140,6 +139,8 @@ def _close(
     lengths = sorted(set(tokens), reverse=True)
     if len(lengths) * bins > MAX_EXACT_VARIABLES or left <= 0:
         return found, load, bound
+    from ortools.sat.python import cp_model
+
     model = cp_model.CpModel()
     makespan = model.new_int_var(bound, load, "makespan")
     supply = {length: tokens.count(length) for length in lengths}

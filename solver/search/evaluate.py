@@ -1,4 +1,7 @@
-"""Evaluation of one named strategy: its placement blocks solved, its metrics and ledger, no claim about others."""
+"""Evaluation of one named strategy: its placement blocks solved, its metrics and ledger, no claim about others.
+
+OR-tools is imported only where a block is searched, or the knobs of named degrees.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,6 @@ from solver.legality import violations
 from solver.packing import canonical_mesh
 from solver.plan import Evaluation, PlannedStrategy
 from solver.search.assemble import breakdown_of, closed_loop_of, metrics_of, placement_of
-from solver.search.loop import Loop
-from solver.search.program import SearchLimits
 from solver.search.realise import BlockCache, realise
 from solver.specs.problem import Pins, Problem
 from solver.strategy import Strategy
@@ -49,6 +50,9 @@ def evaluate_strategy(problem: Problem, strategy: Strategy) -> Evaluation:
 
 def evaluate_label(problem: Problem, strategy: Strategy) -> Evaluation:
     """Metrics of named degrees with the best knobs for the objective; without memory-legal knobs, the plain ones."""
+    from solver.search.loop import Loop
+    from solver.search.program import SearchLimits
+
     degrees = ("attn_tp", "attn_dp", "moe_tp", "moe_ep", "pp", "replicas")
     if not problem.llm.is_moe and strategy.moe_tp == strategy.attn_tp and strategy.attn_dp == 1:
         strategy = strategy.model_copy(update={"moe_tp": 1, "moe_ep": 1})

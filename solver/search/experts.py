@@ -1,7 +1,7 @@
 """Experts block: which replica of which expert sits on which expert-parallel rank, per MoE layer.
 
 Minimise the busiest rank's load. A constructive heuristic with swaps gives the placement, closed-form bounds certify
-it, and CP-SAT closes what remains where the layer is small enough.
+it, and CP-SAT closes what remains where the layer is small enough. Both are imported for the layers that need them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from solver.cost.balance import (
     rank_loads,
     slots_per_rank,
 )
-from solver.place.close import Closed, close_layer
 from solver.place.state import Shelf
-from solver.place.static import Effort, place_static
 from solver.specs.problem import Problem
 from solver.strategy import num_slots
 
@@ -143,11 +141,20 @@ def solve_layers(
             layers.append(LayerPlacement(_linear(capacities), busiest, busiest))
             continue
         slots, bound = next(engine)
-        best = Closed(slots, max(rank_loads(counts_e, slots)), max(bound, layer_bound(counts_e, capacities)))
-        if best.busiest > best.bound:
-            best = close_layer(counts_e, capacities, best, deadline - time.monotonic())
-        layers.append(LayerPlacement(tuple(tuple(sorted(rank)) for rank in best.slots), best.busiest, best.bound))
+        layers.append(_closed(counts_e, capacities, slots, max(bound, layer_bound(counts_e, capacities)), deadline))
     return tuple(layers)
+
+
+def _closed(
+    counts_e: Sequence[int], capacities: Sequence[int], slots: list[list[int]], bound: int, deadline: float
+) -> LayerPlacement:
+    """A placement, and what CP-SAT makes of it and of its bound where they differ."""
+    from solver.place.close import Closed, close_layer
+
+    best = Closed(slots, max(rank_loads(counts_e, slots)), bound)
+    if best.busiest > best.bound:
+        best = close_layer(counts_e, capacities, best, deadline - time.monotonic())
+    return LayerPlacement(tuple(tuple(sorted(rank)) for rank in best.slots), best.busiest, best.bound)
 
 
 def _linear(capacities: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -160,6 +167,8 @@ def _engine(
     counts_le: Sequence[Sequence[int]], capacities: Sequence[int], deadline: float
 ) -> list[tuple[list[list[int]], int]]:
     """Placements and bounds (billionths) by the engine of ``solver place``; turns bound its effort: reproducible."""
+    from solver.place.static import Effort, place_static
+
     shelf = Shelf.of(tuple(capacities))
     left = max(0.0, deadline - time.monotonic())
     found = place_static(np.array(counts_le, dtype=np.float64), shelf, Effort(left, gap=0.0, turns=ENGINE_TURNS))

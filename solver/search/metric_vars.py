@@ -6,14 +6,8 @@ from ortools.sat.python import cp_model
 
 from solver.cost.leaves import PPM, Leaves
 from solver.cost.limits import limits_of
+from solver.search.ceilings import MAX_OBJECTIVE, MAX_STEP_NS, MAX_TOTAL_NS
 from solver.search.choice import Expr
-
-MAX_STEP_NS = 10**11
-"""A step or prefill pass above 100 s is not considered."""
-MAX_TOTAL_NS = 10**13
-"""A request above 10,000 s is not considered."""
-MAX_OBJECTIVE = 2**53
-"""Integers up to here are exact in every number format that a plan passes through."""
 
 
 def weighed(model: cp_model.CpModel, part: Expr, weight: int, name: str) -> Expr:

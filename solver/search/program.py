@@ -17,10 +17,11 @@ from solver.cost.limits import limits_of
 from solver.cost.metrics import THROUGHPUT_SCALE, Utopia
 from solver.degrees import Domains
 from solver.search.bounds import Bounds
+from solver.search.ceilings import MAX_OBJECTIVE, MAX_STEP_NS, MAX_TOTAL_NS
 from solver.search.choice import Expr
 from solver.search.degree_vars import DegreeVars, TiePart, mixed_radix
 from solver.search.interrupts import keeping_interrupts
-from solver.search.metric_vars import MAX_OBJECTIVE, MAX_STEP_NS, MAX_TOTAL_NS, MetricVars, weighed
+from solver.search.metric_vars import MetricVars, weighed
 from solver.search.phase import PhaseVars, build_phase
 from solver.search.pruning import build_tables, prune
 from solver.search.stage_vars import StageVars

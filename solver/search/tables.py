@@ -28,7 +28,7 @@ from solver.cost.machine import Floats, Ints, Phase
 from solver.cost.metrics import THROUGHPUT_SCALE, Utopia
 from solver.degrees import Domains
 from solver.search.bounds import Bounds
-from solver.search.metric_vars import MAX_OBJECTIVE
+from solver.search.ceilings import MAX_OBJECTIVE
 from solver.specs.llm import LayerKind
 from solver.specs.problem import ALL_REDUCES, AllReduce, ObjectiveName, Problem
 

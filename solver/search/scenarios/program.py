@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from ortools.sat.python import cp_model
 
 from solver.cost.scenarios import Yardstick
+from solver.search.ceilings import MAX_OBJECTIVE
 from solver.search.choice import Choice, Expr, Value
 from solver.search.degree_vars import TiePart, mixed_radix
 from solver.search.loop import Loop
-from solver.search.metric_vars import MAX_OBJECTIVE
 from solver.search.program import Minimum, Program, SearchLimits, minimise
 from solver.search.scenarios.deployed import Least, Strategies
 
