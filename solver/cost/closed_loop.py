@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solver.cost.leaves import PPM, Leaves
+from solver.cost.leaves import PPM, Leaves, as_ints
 from solver.cost.machine import Floats, Ints, ceil_int
 from solver.packing import Packing
 from solver.specs.llm import LayerKind
@@ -85,16 +85,19 @@ class _Passes:
         """All layers, embedding and head."""
         leaves, tp, tokens = self.leaves, self.at.attn_tp, work.tokens(self.leaves)
         rows = work.batch * leaves.step_tokens + np.ceil(work.prompts).astype(np.int64)
-        total = leaves.ffn.embedding_ns(tp, tokens) + leaves.ffn.head_ns("prefill", tp, rows)
+        reduce_ns = leaves.comm.best_tp_allreduce_ns(tp, tokens)
+        total = leaves.ffn.lookup_ns(tokens) + reduce_ns + leaves.ffn.head_ns("prefill", tp, rows)
         total = total + np.where(work.batch > 0, leaves.ffn.sampling_ns(rows), 0)
-        for kind, layer in self._layers_ns(leaves.problem.llm.layers_of_kind, work, tokens).items():
+        for kind, layer in self._layers_ns(leaves.problem.llm.layers_of_kind, work, tokens, reduce_ns).items():
             total = total + leaves.problem.llm.layers_of_kind[kind] * layer
         return total
 
-    def _layers_ns(self, kinds: Iterable[LayerKind], work: _Pass, tokens: Ints) -> dict[LayerKind, Ints]:
-        """One layer of every kind, exchanges included, at `tokens` new tokens of the group."""
+    def _layers_ns(
+        self, kinds: Iterable[LayerKind], work: _Pass, tokens: Ints, reduce_ns: Ints
+    ) -> dict[LayerKind, Ints]:
+        """One layer of every kind, exchanges included, at `tokens` new tokens of the group; `reduce_ns` adds them up
+        over TP."""
         leaves, tp = self.leaves, self.at.attn_tp
-        reduce_ns = leaves.comm.best_tp_allreduce_ns(tp, tokens)
         moe_ns = self._moe_ns(tokens, reduce_ns) if leaves.experts is not None else np.zeros_like(reduce_ns)
         return {
             kind: leaves.dense_part_ns(kind.attention, kind.ffn, tp, tokens)
@@ -112,8 +115,9 @@ class _Passes:
         leaves, llm, tp = self.leaves, self.leaves.problem.llm, self.at.attn_tp
         if leaves.step_tokens == 1 or llm.num_mtp_layers == 0:
             return np.zeros_like(work.batch)
-        (layer,) = self._layers_ns([llm.layers[-1]], work, work.batch).values()
-        head = leaves.ffn.embedding_ns(tp, work.batch) + leaves.ffn.head_ns("prefill", tp, work.batch)
+        reduce_ns = leaves.comm.best_tp_allreduce_ns(tp, work.batch)
+        (layer,) = self._layers_ns([llm.layers[-1]], work, work.batch, reduce_ns).values()
+        head = leaves.ffn.lookup_ns(work.batch) + reduce_ns + leaves.ffn.head_ns("prefill", tp, work.batch)
         return (leaves.step_tokens - 1) * (layer + head)
 
     def _core_ns(self, kind: LayerKind, work: _Pass) -> Ints:
@@ -263,19 +267,26 @@ def predict_strategy(leaves: Leaves, strategy: Strategy, packing: Packing, lambd
     """Closed-loop means of one strategy at the workload's concurrency; with a free one, of all its slots."""
     workload = leaves.problem.workload
     concurrency = strategy.slots if workload.concurrency is None else workload.concurrency
+    attn_tp, attn_dp, moe_tp, moe_ep, pp = as_ints(
+        strategy.attn_tp, strategy.attn_dp, strategy.moe_tp, strategy.moe_ep, strategy.pp
+    )
+    micro_batches, replicas, stage_members, inside = as_ints(
+        strategy.micro_batches, strategy.replicas, packing.stage_members, packing.members("pp") == strategy.pp
+    )
+    lambda_, requests, osl = as_ints(lambda_ppm, concurrency, workload.osl)
     at = Deployment(
-        attn_tp=np.asarray(strategy.attn_tp),
-        attn_dp=np.asarray(strategy.attn_dp),
-        moe_tp=np.asarray(strategy.moe_tp),
-        moe_ep=np.asarray(strategy.moe_ep),
-        pp=np.asarray(strategy.pp),
-        micro_batches=np.asarray(strategy.micro_batches),
-        replicas=np.asarray(strategy.replicas),
-        stage_members=np.asarray(packing.stage_members),
-        inside=np.asarray(int(packing.members("pp") == strategy.pp)),
-        lambda_ppm=np.asarray(lambda_ppm),
-        concurrency=np.asarray(concurrency),
-        osl=np.asarray(workload.osl),
-        admission_steps=np.asarray(workload.admission_steps),
+        attn_tp=attn_tp,
+        attn_dp=attn_dp,
+        moe_tp=moe_tp,
+        moe_ep=moe_ep,
+        pp=pp,
+        micro_batches=micro_batches,
+        replicas=replicas,
+        stage_members=stage_members,
+        inside=inside,
+        lambda_ppm=lambda_,
+        concurrency=requests,
+        osl=osl,
+        admission_steps=np.asarray(workload.admission_steps, dtype=np.float64)[()],
     )
     return predict(leaves, at)

@@ -104,8 +104,9 @@ class Experts:
     def _formula_ns(self, moe_tp: Ints, moe_ep: Ints, tokens: Ints, load_factor: Floats) -> Ints:
         parameters = float(self.llm.expert_parameters)
         rows = tokens * self.moe.top_k / moe_ep * load_factor
-        touched = np.minimum(self.rank_slots(moe_ep), self.touched(moe_ep, tokens) * load_factor)
-        per_expert = tokens * self.moe.top_k / moe_ep / np.maximum(self.touched(moe_ep, tokens), 1e-9)
+        mean = self.touched(moe_ep, tokens)
+        touched = np.minimum(self.rank_slots(moe_ep), mean * load_factor)
+        per_expert = tokens * self.moe.top_k / moe_ep / np.maximum(mean, 1e-9)
         return self.machine.gemm_ns(
             Gemm(
                 dtype=self.llm.dtypes.experts,

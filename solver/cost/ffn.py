@@ -81,9 +81,12 @@ class Ffn:
 
     def embedding_ns(self, attn_tp: Ints, tokens: Ints) -> Ints:
         """Vocabulary-parallel look-up and its all-reduce; the first stage pays it."""
+        return self.lookup_ns(tokens) + self.comm.best_tp_allreduce_ns(attn_tp, tokens)
+
+    def lookup_ns(self, tokens: Ints) -> Ints:
+        """The look-up alone."""
         moved = 2.0 * tokens * self.llm.hidden_size * self._activation_bytes
-        lookup = self.machine.operator_ns(np.zeros_like(moved), moved, 1.0, 1)
-        return lookup + self.comm.best_tp_allreduce_ns(attn_tp, tokens)
+        return self.machine.operator_ns(np.zeros_like(moved), moved, 1.0, 1)
 
     def head_ns(self, phase: Phase, attn_tp: Ints, rows: Ints) -> Ints:
         """LM head of `rows` rows, logits gathered over TP, and sampling; the last stage pays it.
