@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from solver.cost.leaves import PPM, Leaves, as_ints
-from solver.cost.machine import Floats, Ints, ceil_int
+from solver.cost.machine import Floats, Ints, ceil_int, some
 from solver.packing import Packing
 from solver.specs.llm import LayerKind
 from solver.strategy import Strategy
@@ -137,7 +137,7 @@ class _Passes:
         tokens = at.attn_dp * group_tokens
         experts = leaves.expert_ns(at.moe_tp, at.moe_ep, tokens, at.lambda_ppm)
         reductions = leaves.num_allreduces("moe", "gather") * reduce_ns
-        if not (at.attn_dp > 1).any():
+        if not some(at.attn_dp > 1):
             return experts + reduce_ns + reductions
         own = leaves.own_ns(at.attn_tp, group_tokens)
         ranks = at.moe_tp * at.moe_ep
@@ -160,7 +160,7 @@ class _Passes:
         total = alone + self._drafts_ns(work)
         host = self.leaves.host_ns + self._drafts_host_ns(work.batch)
         path = total
-        if (at.pp > 1).any():
+        if some(at.pp > 1):
             hops = (at.pp - 1) * comm.hop_ns(at.attn_tp, self.at.inside, work.batch * self.leaves.step_tokens)
             path = total + np.where(at.pp > 1, hops + comm.return_ns(self.at.inside), 0)
         step: Ints = np.maximum(path, at.micro_batches * -(-total // at.pp)) + host
@@ -174,7 +174,7 @@ class _Passes:
         at, leaves = self.at, self.leaves
         chunks = leaves.lengths.chunks
         alone: Ints = total + (chunks - 1) * -(-total // at.pp) + chunks * leaves.prefill_host_ns
-        if not (at.pp > 1).any():
+        if not some(at.pp > 1):
             return alone
         return alone + (at.pp - 1) * leaves.comm.hop_ns(at.attn_tp, at.inside, leaves.lengths.chunk)
 

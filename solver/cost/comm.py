@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from solver.cost.machine import Floats, Ints, Machine, ceil_int
+from solver.cost.machine import Floats, Ints, Machine, ceil_int, some
 from solver.cost.operators import Collective
 from solver.specs.dtypes import num_bytes
 from solver.specs.problem import AllReduce, Problem
@@ -79,7 +79,7 @@ class Comm:
         time = np.minimum(*(self._allreduce_time(name, n, q, payload, span) for name in ("ring", "tree")))
         if self.machine.calibration.direct_sync is not None:
             time = np.minimum(time, self._allreduce_time("direct", n, q, payload, span))
-        elif np.any(span[0] > 1):  # which is the ring inside a domain, and the direct one across domains
+        elif some(span[0] > 1):  # which is the ring inside a domain, and the direct one across domains
             time = np.minimum(time, self._allreduce_time("hierarchical", n, q, payload, span))
         return self._reduced(time, n, span[0], payload)
 
@@ -97,7 +97,7 @@ class Comm:
             return time
         inside, across = np.minimum(q, n), domains > 1
         sync = self.machine.calibration.direct_sync if algorithm == "direct" else None
-        if sync is not None and not np.any(across):
+        if sync is not None and not some(across):
             return self._direct_time(inside, payload, sync)
         inner, share = self.machine.links[0], (domains - 1) / domains  # nothing crosses one domain: its share is 0
         time = 2 * (inside - 1) * inner.latency_ns + 2 * (inside - 1) / inside * payload / inner.bytes_per_ns
