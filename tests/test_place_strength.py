@@ -92,6 +92,37 @@ def test_the_bound_of_pairs_is_higher_than_the_mean() -> None:
     assert Pairs(np.ones(5), Shelf(np.full(3, 2), np.arange(3))).bound((5 / 3, 3.0)) == pytest.approx(2, rel=1e-3)
 
 
+def test_a_linear_program_that_fails_claims_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    load = rng.pareto(1.2, size=(1, 24)) + 0.1
+    load *= 20 / load.sum()
+    shelf = Shelf.of((2,) * 20)
+    pairs = importlib.import_module("solver.place.pairs")
+    sound = PairSearch(load, shelf, np.array([1.0]), np.array([load.max()]), 1e-3)
+    assert sound.run(float("inf"))
+    monkeypatch.setattr(pairs._Program, "solve", lambda _self: None)
+    assert Pairs(load[0], shelf).probe(1e-9).possible is False  # below a replica of the heaviest: no program is needed
+    assert Pairs(load[0], shelf).probe(sound.bound_l[0] * 0.99) == pairs.Probe(True)
+    failing = PairSearch(load, shelf, np.array([1.0]), np.array([load.max()]), 1e-3)
+    assert failing.run(float("inf")) == {}
+    assert failing.bound_l[0] <= sound.bound_l[0]
+
+
+def test_a_program_that_fails_is_solved_again_from_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
+    solver = importlib.import_module("solver.place.pairs").pywraplp.Solver
+    solve, arguments = solver.Solve, []
+
+    def first_fails(self: object, *given: object) -> int:
+        arguments.append(given)
+        return int(solve(self, *given)) if given else int(solver.ABNORMAL)
+
+    load, shelf = np.array([3.0, 2.0, 2.0, 1.0, 1.0, 1.0]), Shelf.of((2,) * 5)
+    plain = Pairs(load, shelf).bound((2.0, 4.0), 1e-6)
+    monkeypatch.setattr(solver, "Solve", first_fails)
+    assert Pairs(load, shelf).bound((2.0, 4.0), 1e-6) == pytest.approx(plain, rel=1e-9)
+    assert [len(given) for given in arguments[:2]] == [0, 1]
+
+
 def test_many_ranks_of_two_slots() -> None:
     rng = np.random.default_rng(5)
     windows = [LoadWindow("w", (rng.pareto(1.2, size=(2, 48)) * 1000 + 1).astype(np.int64))]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 from ortools.linear_solver import pywraplp
@@ -25,8 +26,8 @@ ROUNDS = 60
 """Most rounds of conditions and counts for one maximum."""
 NEW_CONDITIONS = 6
 """Most conditions that one round adds."""
-NEARBY = 2
-"""Counts around those of the linear program that CP-SAT may choose."""
+NEARBY = 1
+"""Counts around those of the linear program that CP-SAT may choose, at first; one more when all layers are done."""
 VIOLATED = 1e-6
 """Replicas by which a condition must fail to count: the tolerance of the linear program."""
 MOST_COUNTS = 20_000
@@ -82,7 +83,7 @@ class PairSearch:
         self.pairs = [Pairs(load_e, self.shelf, self.least) for load_e in self.load_le]
         self.failed_l = self.bound_l.copy()
         self.bounded_l = np.zeros(len(self.load_le), dtype=np.int64)
-        self.seconds = CLOSE_SECONDS
+        self.seconds, self.nearby = CLOSE_SECONDS, NEARBY
 
     def run(self, until: float) -> dict[int, Ints]:
         """Counts of the layers that got better ones, until the time (``time.monotonic``); bounds change in place.
@@ -99,7 +100,7 @@ class PairSearch:
             wide = (self.best_l - self.failed_l > self.gap * self.best_l) | (self.bounded_l < 2)
             open_l = np.flatnonzero(far & wide)
             if not len(open_l):
-                self.failed_l, self.seconds = self.bound_l.copy(), 2 * self.seconds
+                self.failed_l, self.seconds, self.nearby = self.bound_l.copy(), 2 * self.seconds, self.nearby + 1
             for layer in open_l[np.argsort((self.failed_l / self.best_l)[open_l], kind="stable")]:
                 if time.monotonic() > until:
                     break
@@ -142,7 +143,8 @@ class PairSearch:
             return None
         top = min((best + failed) / 2, failed * (1 + FIRST_STEP))
         probe = pairs.probe(top)
-        counts = pairs.counts(top, probe, min(self.seconds, until - time.monotonic())) if probe.possible else None
+        seconds = min(self.seconds, until - time.monotonic())
+        counts = pairs.counts(top, probe, seconds, self.nearby) if probe.counts_of_e else None
         if counts is None:
             self.failed_l[layer] = top
             return None
@@ -153,7 +155,10 @@ class PairSearch:
 
 @dataclass(frozen=True)
 class Probe:
-    """Whether the linear program allows a maximum; if so its counts per expert, and the conditions it met."""
+    """Whether the linear program allows a maximum; if so its counts per expert, and the conditions it met.
+
+    Possible and without counts where the program was not solved to the end: nothing is known of such a maximum.
+    """
 
     possible: bool
     counts_of_e: tuple[tuple[int, ...], ...] = ()
@@ -204,6 +209,8 @@ class Pairs:
         program.add_rows(sorted(size for size in self.sizes if size > top / 2 * (1 + ALLOWANCE)))
         for _ in range(ROUNDS):
             answer = program.solve()
+            if answer is None:
+                break
             used_columns = zip(answer.columns, answer.weights, strict=True)
             self.columns |= {column for column, weight in used_columns if weight > 0}
             self.sizes |= {size for size, price in zip(answer.rows, answer.row_prices, strict=True) if price > 0}
@@ -213,14 +220,10 @@ class Pairs:
             sizes = self._broken(top, answer.columns, answer.weights, answer.violation + VIOLATED)
             new = cheapest - program.columns.keys()
             if not new and not sizes:
-                break
+                return Probe(True, answer.counts_of_e(len(self.load_e)), tuple(program.rows))
             program.add_columns(new)
             program.add_rows(sizes)
-        used: list[list[int]] = [[] for _ in self.load_e]
-        for (expert, count), weight in zip(answer.columns, answer.weights, strict=True):
-            if weight > VIOLATED:
-                used[expert].append(count)
-        return Probe(True, tuple(tuple(counts) for counts in used), tuple(program.rows))
+        return Probe(True)
 
     def kind(self, top: float, size: float, value: Floats) -> Ints:
         """1 for replicas of at least `size`, -1 for those that may be paired with them, 0 for others."""
@@ -259,30 +262,35 @@ class Pairs:
         worst = worst[np.argsort(-excess[1:-1][worst], kind="stable")][:NEW_CONDITIONS]
         return [float(large[at]) for at in worst]
 
-    def counts(self, top: float, probe: Probe, seconds: float) -> Ints | None:
-        """Counts near those of a probe that allow `top`, by CP-SAT; None where none were found in time.
+    def counts(self, top: float, probe: Probe, seconds: float, nearby: int) -> Ints | None:
+        """Counts at most `nearby` from those of a probe that allow `top`, by CP-SAT; None if none were found in time.
 
         The seconds are CP-SAT's deterministic ones, so that no clock decides; real ones may be up to twice as many.
         """
-        allowed = self._nearby(top, probe)
+        allowed = self._around(top, probe, nearby)
         model = cp_model.CpModel()
-        choice = {column: model.new_bool_var(f"count_{column[0]}_{column[1]}") for column in allowed}
-        for expert in range(len(self.load_e)):
-            model.add_exactly_one(choice[column] for column in allowed if column[0] == expert)
-        model.add(sum(count * lit for (_, count), lit in choice.items()) == self.slots)
+        choice = {column: model.new_bool_var("") for column in allowed}
+        for _, columns in groupby(allowed, key=lambda column: column[0]):
+            model.add_exactly_one([choice[column] for column in columns])
+        model.add(
+            cp_model.LinearExpr.weighted_sum(list(choice.values()), [count for _, count in allowed]) == self.slots
+        )
         value = np.array([self.load_e[expert] / count for expert, count in allowed])
         number = np.array([count for _, count in allowed])
 
         def require(sizes: Iterable[float]) -> None:
             for size in sizes:
-                terms = (number * self.kind(top, size, value)).tolist()
-                model.add(sum(k * choice[column] for k, column in zip(terms, allowed, strict=True) if k) <= 0)
+                terms = number * self.kind(top, size, value)
+                where = np.flatnonzero(terms).tolist()
+                literals = [choice[allowed[at]] for at in where]
+                model.add(cp_model.LinearExpr.weighted_sum(literals, terms[where].tolist()) <= 0)
 
         require(probe.sizes)
         ends = time.monotonic() + 2 * seconds
         for _ in range(ROUNDS):
             solver = cp_model.CpSolver()
             solver.parameters.catch_sigint_signal = False  # Ctrl-C is for the clock of this room
+            solver.parameters.cp_model_presolve = False  # it takes three times as long as the search
             solver.parameters.num_workers = 1
             solver.parameters.max_deterministic_time = seconds
             solver.parameters.max_time_in_seconds = max(0.01, ends - time.monotonic())
@@ -296,14 +304,14 @@ class Pairs:
             require(broken)
         return None
 
-    def _nearby(self, top: float, probe: Probe) -> list[tuple[int, int]]:
-        """Counts of the probe and their neighbours that keep an expert's replicas within `top`."""
+    def _around(self, top: float, probe: Probe, nearby: int) -> list[tuple[int, int]]:
+        """Counts of the probe and their neighbours that keep an expert's replicas within `top`, sorted."""
         first, last = int(self.count_c[0]), int(self.count_c[-1])
         allowed = {
             (expert, count)
             for expert, used in enumerate(probe.counts_of_e)
             for middle in used
-            for count in range(max(first, middle - NEARBY), min(last, middle + NEARBY) + 1)
+            for count in range(max(first, middle - nearby), min(last, middle + nearby) + 1)
             if self.load_e[expert] / count <= top * (1 + ALLOWANCE)
         }
         return sorted(allowed)
@@ -320,6 +328,14 @@ class _Answer:
     row_prices: Floats
     expert_prices: Floats
     slot_price: float
+
+    def counts_of_e(self, experts: int) -> tuple[tuple[int, ...], ...]:
+        """Counts with a weight, per expert."""
+        used: list[list[int]] = [[] for _ in range(experts)]
+        for (expert, count), weight in zip(self.columns, self.weights, strict=True):
+            if weight > VIOLATED:
+                used[expert].append(count)
+        return tuple(tuple(counts) for counts in used)
 
 
 class _Program:
@@ -372,9 +388,17 @@ class _Program:
             if kind:
                 row.SetCoefficient(self.columns[column], float(kind * column[1]))
 
-    def solve(self) -> _Answer:
-        """Solve with the rows and columns so far; prices are only as good as their check by the caller."""
-        self.solver.Solve()
+    def solve(self) -> _Answer | None:
+        """Solve with the rows and columns so far; prices are only as good as their check by the caller.
+
+        None where the numbers are beyond the solver, even from scratch and without its presolve.
+        """
+        if self.solver.Solve() != pywraplp.Solver.OPTIMAL:
+            careful = pywraplp.MPSolverParameters()
+            careful.SetIntegerParam(careful.INCREMENTALITY, careful.INCREMENTALITY_OFF)
+            careful.SetIntegerParam(careful.PRESOLVE, careful.PRESOLVE_OFF)
+            if self.solver.Solve(careful) != pywraplp.Solver.OPTIMAL:
+                return None
         return _Answer(
             self.violation.solution_value(),
             list(self.columns),

@@ -41,7 +41,7 @@ RESTARTS = 6
 """Rounds of the exchange, and packings of other counts, in one turn."""
 BOUND_SHARE = 0.07
 """Share of the time for price bounds, where the programs of pairs do not give better ones."""
-FIRST_SHARE, PAIR_SHARE = 0.3, 0.85
+FIRST_SHARE, PAIR_SHARE = 0.2, 0.85
 """Shares of the time after which counts are no longer annealed, and no longer found by programs, where all ranks have
 two slots."""
 
