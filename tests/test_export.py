@@ -318,6 +318,29 @@ def test_the_benchmark_measures_the_planned_point(engine: str, tmp_path: Path) -
     assert (tmp_path / "old.csv").read_text() == "id,llm\n"
 
 
+@pytest.mark.parametrize(
+    ("engine", "options"),
+    [
+        ("vllm", {"--random-prefix-len": 25, "--random-input-len": 75, "--random-output-len": 16}),
+        ("sglang", {"--gsp-system-prompt-len": 25, "--gsp-question-len": 75, "--gsp-output-len": 16}),
+        ("trtllm", {"--gsp-system-prompt-len": 25, "--gsp-question-len": 75, "--gsp-prompts-per-group": 64}),
+    ],
+)
+def test_cached_prefixes_are_measured_with_a_common_prefix(
+    engine: str, options: dict[str, int], tmp_path: Path
+) -> None:
+    workload = small_workload(isl=100, concurrency=8, prefix_hit_rate=0.25)
+    plan = made(engine, Strategy(attn_dp=4, moe_ep=4, batch=2), {"workload": workload}, None)
+    launchers.write(bench_script(plan), tmp_path)
+    script = (tmp_path / "bench.sh").read_text()
+    assert "100 tokens in (25 of them in common), 16 out, 8 at a time" in script
+    command = launchers.Started(0, {}, shlex.split(next(row for row in script.splitlines() if "--model" in row)))
+    assert {name: command.option(name) for name in options} == options
+    (tmp_path / "result.json").write_text('{"mean_ttft_ms": 1.5, "mean_tpot_ms": 3.25, "output_throughput": 80.0}\n')
+    subprocess.run(["python3", "collect.py", "result.json", "out.csv"], cwd=tmp_path, check=True)
+    assert read_measurements(tmp_path / "out.csv")[0].prefix_hit_rate == 0.25
+
+
 def test_nothing_to_measure_with_is_said() -> None:
     with pytest.raises(ExportError, match="no serving benchmark"):
         bench_script(made("megatron", Strategy(batch=8), {}, None))

@@ -2,23 +2,25 @@
 
 The row has the columns that ``calibrate`` reads: LLM, system, engine, precision, request lengths, concurrency, degrees,
 TTFT and TPOT; kept drafts and the wait for admission are those that the workload declares. Prompt and output lengths
-are exact (range ratio 0 for vLLM and 1 for SGLang: either means "always this length"), so that the measured point is
-the planned one.
+are exact (range ratio 0 for vLLM and 1 for SGLang: either means "always this length"), and all prompts share as many
+first tokens as the workload finds in the prefix cache, so that the measured point is the planned one.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import dataclass
 
 from solver.errors import ExportError
 from solver.export.deployment import Deployment, Pool
 from solver.export.files import ExportFile, comment_head
+from solver.strategy import new_prompt_tokens
 
 COLUMNS = (
     "id", "llm", "system", "engine", "precision", "isl", "osl", "concurrency", "attn_tp", "attn_dp", "moe_tp", "moe_ep",
     "pp", "gpus", "speculative_draft", "speculative_accepted", "admission_steps",
-    "measured_ttft_ms", "measured_tpot_ms", "measured_tokens_per_s",
+    "prefix_hit_rate", "measured_ttft_ms", "measured_tpot_ms", "measured_tokens_per_s",
 )  # fmt: skip
 ROUNDS = 8
 """Requests per concurrent slot: enough that ramp-up and drain weigh little."""
@@ -69,6 +71,31 @@ main()
 '''
 
 
+_Options = dict[str, str | int]
+
+
+@dataclass(frozen=True)
+class _Point:
+    """What is measured, in tokens and requests."""
+
+    prompt: int
+    new: int
+    """Tokens of a prompt that are not in the prefix cache."""
+    output: int
+    concurrency: int
+
+    @property
+    def shared(self) -> int:
+        """First tokens that all prompts have in common."""
+        return self.prompt - self.new
+
+    @property
+    def sentence(self) -> str:
+        """The same in words."""
+        common = f" ({self.shared} of them in common)" if self.shared else ""
+        return f"{self.prompt} tokens in{common}, {self.output} out, {self.concurrency} at a time"
+
+
 def bench_files(deployment: Deployment) -> list[ExportFile]:
     """``bench.sh`` and ``collect.py``.
 
@@ -83,11 +110,11 @@ def bench_files(deployment: Deployment) -> list[ExportFile]:
     slots = strategy.attn_dp * pool.sequences_per_rank
     concurrency = slots if workload.concurrency is None else -(-workload.concurrency // strategy.replicas)
     address = (deployment.lead(instance), deployment.port_of(instance))
-    sizes = (workload.mean_isl, workload.osl, concurrency)
-    command = shlex.join(_command(deployment, address, sizes))
+    point = _Point(workload.mean_isl, new_prompt_tokens(pool.problem), workload.osl, concurrency)
+    command = shlex.join(_command(deployment, address, point))
     head = comment_head(
         deployment.origin,
-        f"measures replica 0 at {address[0]}:{address[1]}: {sizes[0]} tokens in, {sizes[1]} out, {sizes[2]} at a time",
+        f"measures replica 0 at {address[0]}:{address[1]}: {point.sentence}",
         "usage: bench.sh [OUT.csv]; the row is for: solver calibrate",
     )
     script = (
@@ -103,12 +130,13 @@ def bench_files(deployment: Deployment) -> list[ExportFile]:
         "precision": _precision(pool),
         **{name: getattr(strategy, name) for name in ("attn_tp", "attn_dp", "moe_tp", "moe_ep", "pp")},
         "gpus": strategy.instance_gpus,
-        "isl": sizes[0],
-        "osl": sizes[1],
-        "concurrency": sizes[2],
+        "isl": point.prompt,
+        "osl": point.output,
+        "concurrency": point.concurrency,
         "speculative_draft": "" if speculative is None else speculative.draft,
         "speculative_accepted": "" if speculative is None else speculative.accepted,
         "admission_steps": workload.admission_steps or "",
+        "prefix_hit_rate": workload.prefix_hit_rate or "",
     }
     collect = COLLECT.format(columns=COLUMNS, planned=planned)
     return [
@@ -123,26 +151,32 @@ def _precision(pool: Pool) -> str:
     return dtypes.experts if pool.problem.llm.is_moe else dtypes.dense
 
 
-def _command(deployment: Deployment, address: tuple[str, int], sizes: tuple[int, int, int]) -> list[str]:
+def _command(deployment: Deployment, address: tuple[str, int], point: _Point) -> list[str]:
     """The engine's benchmark; SGLang's speaks to TensorRT-LLM's OpenAI interface, too."""
     host, port = address
-    isl, osl, concurrency = sizes
-    prompts = str(ROUNDS * concurrency)
+    prompts = ROUNDS * point.concurrency
+    load: _Options = {"max-concurrency": point.concurrency, "num-prompts": prompts}
+    exact: _Options = {"dataset-name": "random", "random-input-len": point.new, "random-output-len": point.output}
     if deployment.engine == "vllm":
-        return [
-            "vllm", "bench", "serve", "--host", host, "--port", str(port), "--model", deployment.weights,
-            "--dataset-name", "random", "--random-input-len", str(isl), "--random-output-len", str(osl),
-            "--random-range-ratio", "0", "--ignore-eos", "--max-concurrency", str(concurrency),
-            "--num-prompts", prompts, "--save-result", "--result-filename", RESULT,
-        ]  # fmt: skip
+        # The prefix comes on top of the random input; it is the same for all prompts.
+        cached: _Options = {"random-prefix-len": point.shared} if point.shared else {}
+        options = {**exact, **cached, "random-range-ratio": 0, **load, "result-filename": RESULT}
+        start = ["vllm", "bench", "serve", "--host", host, "--port", str(port), "--model", deployment.weights]
+        return [*start, "--ignore-eos", "--save-result", *_spelt(options)]
     if deployment.engine in ("sglang", "trtllm"):
         backend = "sglang" if deployment.engine == "sglang" else "sglang-oai"
-        return [
-            "python3", "-m", "sglang.benchmark.serving", "--backend", backend, "--host", host, "--port", str(port),
-            "--model", deployment.weights, "--dataset-name", "random", "--random-input-len", str(isl),
-            "--random-output-len", str(osl), "--random-range-ratio", "1", "--max-concurrency", str(concurrency),
-            "--num-prompts", prompts, "--output-file", RESULT,
-        ]  # fmt: skip
+        grouped: _Options = {
+            "dataset-name": "generated-shared-prefix", "gsp-num-groups": 1, "gsp-prompts-per-group": prompts,
+            "gsp-system-prompt-len": point.shared, "gsp-question-len": point.new, "gsp-output-len": point.output,
+        }  # fmt: skip
+        data = grouped if point.shared else {**exact, "random-range-ratio": 1}
+        start = ["python3", "-m", "sglang.benchmark.serving", "--backend", backend, "--host", host, "--port", str(port)]
+        return [*start, "--model", deployment.weights, *_spelt({**data, **load, "output-file": RESULT})]
     raise ExportError(
         f"engine {deployment.engine!r} has no serving benchmark; solve with --engine vllm, sglang or trtllm"
     )
+
+
+def _spelt(options: _Options) -> list[str]:
+    """Options as a command takes them."""
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
