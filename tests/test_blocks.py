@@ -70,6 +70,21 @@ def test_one_slot_per_rank_is_settled_by_the_bound(counts: list[int], redundant:
     assert layer_bound(counts, (1,) * sum(replicas)) == best
 
 
+@pytest.mark.parametrize(
+    ("experts", "redundant", "ranks", "top"),
+    [
+        (256, 32, 72, 4),  # four slots: at least 224 experts have one replica, and 72 ranks hold three each of 216
+        (256, 32, 144, 2),  # two slots: 224 whole experts on 144 ranks
+        (512, 64, 192, 3),  # three slots: 448 whole experts, and two each on 192 ranks are 384
+        (384, 32, 104, 4),  # four slots: 352 whole experts, and three each on 104 ranks are 312
+        (128, 16, 16, 8),  # nine slots: the mean, with a replica of each of eight pairs of halves on every rank
+    ],
+)
+def test_equal_experts_with_redundancy_are_proved(experts: int, redundant: int, ranks: int, top: int) -> None:
+    (layer,) = solve_layers([[1] * experts], slots_per_rank(experts + redundant, ranks), soon())
+    assert layer.busiest == layer.bound == top * expert_share(1, experts, 1)
+
+
 def test_without_time_a_layer_still_has_a_placement_and_a_valid_bound() -> None:
     # 7, 5, 5, 4, 4, 3 (of 28) on two ranks of three slots: 7 + 4 + 3 against 5 + 5 + 4 is even, 14/28.
     found = solve_layers([(7, 5, 5, 4, 4, 3)], (3, 3), time.monotonic() - 1)[0]

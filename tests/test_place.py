@@ -15,7 +15,7 @@ from maps import FAST, every_map, top_load, window
 
 from solver import ExpertPlacement, LoadWindow, NoPlacementError, PlaceOptions, Placing, place
 from solver.errors import SpecError
-from solver.place.bounds import layer_bound, price_bound
+from solver.place.bounds import counting_bound, crowding_bound, layer_bound, mean_bound, price_bound
 from solver.place.state import Shelf
 from solver.verify.expert_map import MAP_RULES, judge_placement
 from solver.verify.expert_traffic import TRAFFIC_RULES
@@ -187,6 +187,21 @@ def test_bounds_hold_on_what_brute_force_finds() -> None:
         assert bound <= best * (1 + 1e-9)
         if experts < ranks * slots:
             assert price_bound(load, shelf, (bound, best)) <= best * (1 + 1e-9)
+
+
+def test_bounds_hold_where_loads_are_alike() -> None:
+    # Few different loads are where counting large replicas says more than the other bounds.
+    helped = 0
+    for rng, experts, ranks, slots in draws(18, 200):
+        counts = [rng.choice([1, 1, 1, 1, 1, 2]) for _ in range(experts)]
+        best = min(top_load(held, counts) for held in every_map(experts, ranks, slots))
+        load, shelf = np.array(counts) * ranks / sum(counts), Shelf.of((slots,) * ranks)
+        bound = layer_bound(load, shelf)
+        assert bound <= best * (1 + 1e-9)
+        if experts < ranks * slots:
+            helped += bound > max(counting_bound(load, shelf), mean_bound(load, shelf)) * (1 + 1e-6)
+            assert crowding_bound(load, shelf, best * (1 - 1e-4)) <= best * (1 + 1e-9)
+    assert helped > 3
 
 
 # --- tiny cases with the answer argued ---

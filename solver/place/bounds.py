@@ -11,6 +11,12 @@ from solver.place.state import Floats, Ints, Shelf
 
 SAFE = 1e-12
 """Relative allowance for rounding in double precision."""
+CLOSE = 1e-6
+"""Relative step above a bound at which a higher one is looked for."""
+MOST_LARGE = 11
+"""Most large replicas on a rank that are counted: more of them are too small to matter."""
+COUNTED = 1e-6
+"""Allowance for rounding where replicas are counted."""
 PRICES = 10
 """Values of the price of a load that are tried."""
 
@@ -21,7 +27,7 @@ def layer_bound(load_e: Floats, shelf: Shelf, least: int = 1) -> float:
     bound = max(bound, lightest_company_bound(load_e, shelf, least))
     if shelf.num_slots == len(load_e):
         return max(bound, partition_bound(load_e, shelf))
-    return bound
+    return crowding_bound(load_e, shelf, bound, least)
 
 
 def most_replicas(num_experts: int, shelf: Shelf, least: int = 1) -> int:
@@ -62,6 +68,54 @@ def lightest_company_bound(load_e: Floats, shelf: Shelf, least: int = 1) -> floa
     """A rank fills all its slots with different experts: the lightest ones, each cut as often as possible."""
     lightest = np.sort(load_e) / most_replicas(len(load_e), shelf, least)
     return float(lightest[: int(shelf.slots_r.max())].sum()) * (1 - SAFE)
+
+
+def crowding_bound(load_e: Floats, shelf: Shelf, known: float, least: int = 1) -> float:
+    """A rank holds at most ``k - 1`` replicas above ``T / k``: too many of them, whatever the counts, exclude T.
+
+    The highest T that they exclude from `known` upwards, the bound so far; `known` where they exclude none.
+    """
+
+    def excluded(top: float) -> bool:
+        return any(
+            is_crowded(
+                np.maximum(np.ceil(load_e / top * (1 - SAFE)), least).astype(np.int64),
+                np.maximum(np.ceil(load_e * k / top * (1 - SAFE)), least).astype(np.int64),
+                shelf.slots_r,
+                k,
+            )
+            for k in range(2, min(int(shelf.slots_r.max()), MOST_LARGE + 1) + 1)
+        )
+
+    low, high = known * (1 + CLOSE), float(load_e.max()) * int(shelf.slots_r.max())
+    if known <= 0 or high <= low or not excluded(low):
+        return known
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if excluded(middle) else (low, middle)
+    return low * (1 - SAFE)
+
+
+def is_crowded(first_e: Ints, need_e: Ints, slots_r: Ints, k: int) -> bool:
+    """Whether more replicas are large, whatever the counts, than fit on ranks that hold at most ``k - 1`` of them.
+
+    `first_e` are the fewest replicas that experts may have, `need_e` those from which on they are small. The slots that
+    are left make as many large replicas small as they can (a relaxation: in part).
+    """
+    room = int(np.minimum(slots_r, k - 1).sum())
+    large = need_e > first_e
+    gain, cost = first_e[large], (need_e - first_e)[large]
+    if gain.sum() <= room:
+        return False
+    spare = int(slots_r.sum() - first_e.sum())
+    order = np.argsort(cost / gain, kind="stable")
+    gain, spent = gain[order], np.cumsum(cost[order])
+    whole = int(np.searchsorted(spent, spare, side="right"))
+    removed = float(gain[:whole].sum())
+    if whole < len(gain):
+        left = spare - (int(spent[whole - 1]) if whole else 0)
+        removed += max(0, left) * float(gain[whole]) / float(cost[order[whole]])
+    return float(gain.sum()) - removed > room + COUNTED
 
 
 def partition_bound(load_e: Floats, shelf: Shelf) -> float:

@@ -22,6 +22,7 @@ from solver.cost.balance import (
     rank_loads,
     slots_per_rank,
 )
+from solver.place.bounds import MOST_LARGE, is_crowded
 from solver.place.state import Shelf
 from solver.specs.problem import Problem
 from solver.strategy import num_slots
@@ -64,7 +65,7 @@ def layer_bound(counts_e: Sequence[int], capacities: Sequence[int]) -> int:
 
     The mean; the hottest expert over its most replicas; without redundancy, the t heaviest experts on the q ranks
     that hold them together with those ranks' lightest possible company (EXPERTS 2); with redundancy, the replicas that
-    small shares need (EXPERTS 1); the fullest rank's slots.
+    small shares need (EXPERTS 1), and that few large ones fit on a rank; the fullest rank's slots.
     """
     ranks, slots, total = len(capacities), sum(capacities), sum(counts_e)
     most = min(ranks, 1 + slots - len(counts_e))
@@ -73,7 +74,7 @@ def layer_bound(counts_e: Sequence[int], capacities: Sequence[int]) -> int:
     if slots == len(counts_e):
         bound = max(bound, _partition_bound(shares_e, capacities))
     else:
-        bound = _counting_bound(shares_e, capacities, bound)
+        bound = _crowding_bound(shares_e, capacities, _counting_bound(shares_e, capacities, bound))
     # A rank fills all its slots with different experts: at least the lightest ones, each cut as often as possible.
     lightest = sorted(expert_share(count, total, most) for count in counts_e)
     return max(bound, sum(lightest[: max(capacities)]))
@@ -88,6 +89,26 @@ def _counting_bound(shares_e: np.ndarray, capacities: Sequence[int], known: int)
 
     low, high = max(known, 1) - 1, int(shares_e.max())
     if high <= low + 1 or suffice(low + 1):
+        return known
+    while high > low + 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if suffice(middle) else (middle, high)
+    return high
+
+
+def _crowding_bound(shares_e: np.ndarray, capacities: Sequence[int], known: int) -> int:
+    """A rank holds at most ``k - 1`` replicas above ``theta / k``: the least theta for which they are not too many."""
+    slots_r = np.array(capacities)
+
+    def suffice(theta: int) -> bool:
+        first_e = np.maximum(-(-shares_e // theta), 1)
+        return not any(
+            is_crowded(first_e, np.maximum(-(-shares_e // (theta // k)), 1), slots_r, k)
+            for k in range(2, min(max(capacities), MOST_LARGE + 1) + 1)
+        )
+
+    low, high = max(known, 1) - 1, int(shares_e.max()) * max(capacities)
+    if high <= low + 1 or low + 1 < max(capacities) or suffice(low + 1):
         return known
     while high > low + 1:
         middle = (low + high) // 2
