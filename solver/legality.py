@@ -58,6 +58,7 @@ RULES: dict[str, str] = {
     "prefill-batch": "prompts prefilled together fit the chunk budget and the slots of a rank",
     "dtype": "the GPU has the arithmetic unit of every data type",
     "memory": "every rank's ledger fits the usable memory",
+    "horizon": "the model looks this far: TPOT up to 100 s, prefill passes up to 1,000 s, requests up to 100,000 s",
     "slo-ttft": "TTFT is within its SLO",
     "slo-tpot": "TPOT is within its SLO",
     "slo-request-latency": "request latency is within its SLO",

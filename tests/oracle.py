@@ -29,7 +29,7 @@ from solver.cost.metrics import Figures, Utopia, figures_of, objective_value
 from solver.legality import attn_tp_violations, moe_ep_violations, moe_tp_violations, violations
 from solver.packing import Packing
 from solver.specs.problem import ALL_REDUCES, MESH_ORDERS, ObjectiveName, Problem
-from solver.strategy import Strategy, num_slots, packing_of
+from solver.strategy import Strategy, num_chunks, num_slots, packing_of
 
 EXCHANGES = (("gather", False), ("all_to_all", False), ("all_to_all", True))
 """(dispatch, overlap) pairs; overlap without all_to_all is illegal."""
@@ -284,6 +284,19 @@ class Bench:
         )
 
 
+def in_sight(problem: Problem, figures: Figures) -> bool:
+    """Whether the rule ``horizon`` holds: 100 s a token, 1,000 s a pass, 100,000 s a request, exact products."""
+    second, name = 10**9, problem.objective.name
+    return (
+        figures.tpot_ns <= 100 * second
+        and figures.round_ns < num_chunks(problem) * (1000 * second + 1)
+        and figures.request_latency_ns <= 100_000 * second
+        and figures.cycle_ns * max(1000, figures.gpus) + figures.active <= 2**61
+        and (name != "throughput" or figures.inverse_throughput_ps <= 2**53)
+        and (name not in ("efficiency", "weighted") or figures.inverse_efficiency_ns <= 2**53)
+    )
+
+
 def every_plan(problem: Problem, *, every_balance: bool = False) -> Iterator[tuple[Strategy, Figures | None]]:
     """Every legal strategy with every placement that meets memory and SLOs (None: it has no such placement).
 
@@ -305,7 +318,7 @@ def every_plan(problem: Problem, *, every_balance: bool = False) -> Iterator[tup
             if not bench.fits(strategy, blocks):
                 continue
             figures = bench.figures(strategy, packing, blocks)
-            if bench.in_time(figures):
+            if bench.in_time(figures) and in_sight(problem, figures):
                 found = True
                 yield strategy, figures
         if not found:

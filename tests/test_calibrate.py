@@ -110,6 +110,19 @@ def test_bad_sets_of_measurements_are_refused() -> None:
         calibrate([*rows, replace(rows[0], id="odd", gpus=7)], BASE)
     with pytest.raises(SpecError, match="make both equal"):
         calibrate([*rows, replace(rows[0], id="odd", moe_tp=3)], BASE)
+    mixture = replace(deployments("qwen3-235b-a22b", "fp8", False)[0], attn_tp=8, moe_tp=1, moe_ep=1, gpus=8)
+    with pytest.raises(SpecError, match="has experts on 8 GPUs"):
+        predict([mixture])
+
+
+def test_a_measured_deployment_is_not_held_to_the_published_context() -> None:
+    # An engine is told to serve more, and the row says that it did; the first row of a group is like the others.
+    row = deployments("llama-3.1-70b", "fp8", False)[0]
+    longer = replace(row, id="longer", isl=200_000)
+    assert catalog.load_llm("llama-3.1-70b").max_context == 131_072
+    forward, backward = predict([row, longer]), predict([longer, row])
+    assert {each.id: each.ttft_ns for each in forward} == {each.id: each.ttft_ns for each in backward}
+    assert forward[1].ttft_ns > forward[0].ttft_ns
 
 
 # --- the hierarchical model ----
@@ -160,3 +173,12 @@ def test_the_command_fits_and_writes(tmp_path: Path) -> None:
     assert "--force" in again.err
     assert run("calibrate", "--data", str(data), "--range-ratio", "2").code == 2
     assert run("calibrate", "--data", str(data), "--only", "system=b200_sxm").code == 2
+
+
+@pytest.mark.parametrize(
+    ("coefficient", "value", "words"),
+    [("cache_efficiency", 1e-300, "0.001"), ("launch", "4000000000 s", "longer than the 10 s")],
+)
+def test_coefficients_that_no_hardware_has_are_refused(coefficient: str, value: object, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        Calibration.read({**BASE.model_dump(), coefficient: value}, "mine")

@@ -19,7 +19,7 @@ from solver.cost.experts import routing_noise
 from solver.cost.layers import Blocks, LayerTime, PhaseTimes
 from solver.cost.leaves import Leaves, as_ints
 from solver.cost.ledger import stage_ledgers
-from solver.cost.machine import Gemm, Machine, Phase, ceil_int
+from solver.cost.machine import LARGEST_LEAF, Gemm, Machine, Phase, ceil_int
 from solver.cost.metrics import Figures, Utopia, evaluate_times, figures_of, objective_value
 from solver.errors import SpecError
 from solver.specs.calibration import Calibration
@@ -37,6 +37,12 @@ def test_a_leaf_is_rounded_up_once() -> None:
 
 def test_a_millionth_is_noise_of_floating_point() -> None:
     assert int(ceil_int(2.0000009)) == 2
+
+
+@pytest.mark.parametrize("value", [1e16, 1e300, math.inf])
+def test_a_leaf_beyond_the_horizon_stays_within_64_bits(value: float) -> None:
+    assert ceil_int(value) == LARGEST_LEAF
+    assert ceil_int(np.array([value, 1.5])).tolist() == [LARGEST_LEAF, 2]
 
 
 def test_an_operator_takes_the_larger_of_compute_and_memory() -> None:

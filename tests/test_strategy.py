@@ -302,7 +302,9 @@ BROKEN: dict[str, tuple[Strategy, dict[str, Any]]] = {
         {"role": "decode", "objective": {"name": "tpot"}, "workload": small_workload(isl=100, concurrency=None)},
     ),
 }
-JUDGED_BY_COST = {"memory", "slo-ttft", "slo-tpot", "slo-request-latency", "slo-throughput", "slo-efficiency"}
+JUDGED_BY_COST = {"memory", "horizon"} | {
+    f"slo-{metric}" for metric in ("ttft", "tpot", "request-latency", "throughput", "efficiency")
+}
 
 
 @pytest.mark.parametrize("rule", BROKEN)
@@ -330,6 +332,7 @@ def test_every_rule_is_tested() -> None:
     ("rule", "changes"),
     [
         ("memory", {"cluster": small_cluster(memory="30 MB")}),
+        ("horizon", {"workload": small_workload(isl=100, osl=16 * 10**6, concurrency=8)}),
         ("slo-ttft", {"workload": small_workload(isl=100, concurrency=8, slo={"ttft": "1 us"})}),
         ("slo-tpot", {"workload": small_workload(isl=100, concurrency=8, slo={"tpot": "1 us"})}),
         ("slo-request-latency", {"workload": small_workload(isl=100, concurrency=8, slo={"request_latency": "1 us"})}),
@@ -424,6 +427,22 @@ def test_a_pinned_order_that_the_engine_lacks_still_fits_one_group(order: str) -
     for engine in ("vllm", "sglang"):
         problem = problem_of(llm=small_llm(**DENSE), engine=engine, pins=Pins(mesh_order=order))  # type: ignore[arg-type]
         assert isinstance(solve(problem, SolveOptions(workers=1)), Plan)
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [{"batch": 6}, {"decode_allreduce": "tree"}, {"decode_dispatch": "all_to_all"}, {"decode_overlap": True}],
+)
+def test_named_degrees_are_evaluated_with_the_knobs_that_are_given(knob: dict[str, Any]) -> None:
+    problem = problem_of(pins=Pins(**knob), engine="vllm" if "decode_dispatch" in knob else "any")
+    found = evaluate(problem, "A1x4-E1x4-PP1-R1").strategy.strategy()
+    assert {name: getattr(found, name) for name in knob} == knob
+
+
+def test_given_knobs_that_the_rules_forbid_are_named() -> None:
+    problem = problem_of(pins=Pins(decode_allreduce="direct"))
+    with pytest.raises(StrategyError, match=r"\[all-reduce\] decode_allreduce = direct"):
+        evaluate(problem, "A4x1-E4x1-PP1-R1")
 
 
 def test_a_strategy_whose_blocks_need_no_search_is_evaluated_without_or_tools() -> None:

@@ -25,16 +25,19 @@ SLACK = 1e-6
 """Leaves are rounded up after taking off this much (a millionth of a ns or KiB), so that two machines whose last
 floating-point bit differs agree on the integer."""
 
+LARGEST_LEAF = 2**50
+"""Beyond the horizon as a time and beyond any memory in KiB, and a thousand of them still add up within 64 bits."""
+
 BYTES_PER_KIB = 1024
 UNIT_ARITHMETIC: dict[str, Arithmetic] = {"bf16": "bf16", "fp8": "fp8", "int8": "int8", "fp4": "fp4"}
 """The arithmetic of each unit where weights carry one scale per tensor or channel."""
 
 
 def ceil_int(value: Floats | float) -> Ints:
-    """Round up to integers, once per leaf."""
+    """Round up to integers, once per leaf; `LARGEST_LEAF` is the most."""
     if isinstance(value, float):  # numpy's scalars too: most leaves that are asked one by one
-        return np.asarray(math.ceil(value - SLACK), dtype=np.int64)[()]
-    return np.ceil(np.asarray(value, dtype=np.float64) - SLACK).astype(np.int64)
+        return np.asarray(math.ceil(min(value - SLACK, LARGEST_LEAF)), dtype=np.int64)[()]
+    return np.ceil(np.minimum(np.asarray(value, dtype=np.float64) - SLACK, LARGEST_LEAF)).astype(np.int64)
 
 
 def some(condition: npt.NDArray[np.bool_]) -> bool:

@@ -62,6 +62,7 @@ def predict(rows: Sequence[Measurement], calibration: Calibration | None, range_
     """TTFT and TPOT of every row, vectorised, with one calibration or with the catalog's for each row."""
     if not rows:
         return ()
+    _check(rows)
     groups = grouped(rows, calibration or load_calibration("default"), range_ratio)
     found = predictions(groups, lambda key: calibration or calibration_under(*key))
     return tuple(
@@ -92,8 +93,7 @@ def calibrate(
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise SpecError(f"the id {twice!r} is given twice; a row that is repeated would be fitted and left out at once")
-    for fault in filter(None, map(contradiction, measured)):
-        raise SpecError(fault)
+    _check(measured)
     keys = sorted({_key(row) for row in measured})
     if len(keys) > 1:
         shown = ", ".join(" with ".join(key) for key in keys)
@@ -137,6 +137,11 @@ def calibrate(
         unseen_means=means,
         moved={name: (start[name], end[name]) for name in start if abs(end[name] / start[name] - 1) > 0.005},
     )
+
+
+def _check(rows: Sequence[Measurement]) -> None:
+    for fault in filter(None, map(contradiction, rows)):
+        raise SpecError(fault)
 
 
 def around(base: Calibration) -> tuple[Coefficient, ...]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from solver.cost.horizon import MAX_OBJECTIVE
 from solver.cost.metrics import Utopia, natural_value
 from solver.cost.terms import differences, objective_terms
 from solver.plan import Alternative, Alternatives, Difference, Plan, PlannedStrategy
 from solver.search.assemble import breakdown_of, metrics_of, placement_of
-from solver.search.ceilings import MAX_OBJECTIVE
 from solver.search.loop import Beyond, Loop, Progress
 from solver.search.program import SearchLimits
 from solver.search.realise import Realised

@@ -63,13 +63,16 @@ def evaluate_label(problem: Problem, strategy: Strategy) -> Evaluation:
     plain = (
         strategy if concurrency is None else strategy.model_copy(update={"batch": grid_above(-(-concurrency // bins))})
     )
-    broken = violations(problem, plain)
+    given = problem.pins.given()
+    knobs = {name: value for name, value in given.items() if name not in (*degrees, "mesh_order")}
+    degrees_given = Pins(**{name: value for name, value in given.items() if name not in knobs})
+    broken = violations(problem.model_copy(update={"pins": degrees_given}), plain)
     if broken:
         raise StrategyError(f"{strategy.label} is illegal: {'; '.join(str(v) for v in broken)}")
-    fixed = {**problem.pins.given(), **{name: getattr(strategy, name) for name in degrees}}
+    fixed = {**given, **{name: getattr(strategy, name) for name in degrees}}
     pinned = problem.model_copy(update={"pins": Pins(**fixed)})
     objective = problem.objective if problem.objective.name not in ("weighted", "gpus") else None
     if objective is None:
         pinned = pinned.model_copy(update={"objective": type(problem.objective)(name="latency")})
     best = Loop(pinned, SearchLimits(1, 0, KNOB_SECONDS), lambda _progress: None, None).run().best
-    return evaluate_strategy(problem, best.strategy if best is not None else plain)
+    return evaluate_strategy(problem, best.strategy if best is not None else plain.model_copy(update=knobs))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from solver.cost.balance import sequence_tokens
+from solver.cost.horizon import in_horizon
 from solver.cost.layers import Blocks
 from solver.cost.leaves import PPM, Leaves
 from solver.cost.ledger import stage_ledgers
@@ -92,6 +93,8 @@ class Scores:
             self._priced[strategy] = self._figures(strategy)
         figures = self._priced[strategy]
         if figures is None or figures.gpus > self.problem.gpu_budget or not is_within(self._limits, figures):
+            return None
+        if not in_horizon(self.problem, figures):
             return None
         value = objective_value(self.problem.objective.name, figures, self._weights)
         return value if self._admits is None or self._admits(strategy, value) else None

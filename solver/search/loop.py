@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from solver.certificate import Iteration, Status
+from solver.cost.horizon import in_horizon
 from solver.cost.layers import Blocks
 from solver.cost.leaves import Leaves
 from solver.cost.ledger import stage_ledgers
@@ -355,7 +356,8 @@ class Loop(Clocked[Outcome]):
         blocks = Blocks(load, factor, layout)
         figures = evaluate_times(self.leaves, strategy, packing, blocks)
         fits = not memory_violations(stage_ledgers(self.leaves, strategy, blocks))
-        if not fits or not is_within(limits_of(self.problem), figures):
+        seen = is_within(limits_of(self.problem), figures) and in_horizon(self.problem, figures)
+        if not fits or not seen:
             return StrategyCut(strategy, None)
         weights = self.utopia.weights(self.problem.objective.latency_weight) if self.utopia else (0, 0)
         return StrategyCut(strategy, objective_value(self.problem.objective.name, figures, weights))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ortools.sat.python import cp_model
 
+from solver.cost.horizon import MAX_OBJECTIVE, MAX_REQUEST_NS, MAX_TOKEN_NS
 from solver.cost.leaves import PPM, Leaves
 from solver.cost.limits import limits_of
-from solver.search.ceilings import MAX_OBJECTIVE, MAX_STEP_NS, MAX_TOTAL_NS
 from solver.search.choice import Expr
 
 
@@ -33,13 +33,13 @@ class MetricVars:
         self, model: cp_model.CpModel, leaves: Leaves, step: Expr, ttft: Expr, round_ns: Expr, others: Expr
     ) -> None:
         workload = leaves.problem.workload
-        longest = min(MAX_STEP_NS, MAX_TOTAL_NS // workload.osl)
+        longest = min(MAX_TOKEN_NS, MAX_REQUEST_NS // max(1, workload.osl - 1))
         token = model.new_int_var(0, longest, "decode")
         model.add(leaves.kept_ppm * token >= PPM * step)
         self.ttft = ttft
         self.tpot = model.new_int_var(0, longest, "tpot")
         model.add(workload.osl * self.tpot >= workload.osl * token + others)
-        self.latency = model.new_int_var(0, MAX_TOTAL_NS, "latency")
+        self.latency = model.new_int_var(0, MAX_REQUEST_NS, "latency")
         model.add(self.latency >= self.ttft + (workload.osl - 1) * self.tpot)
         self.cycle: Expr = workload.osl * token + others + round_ns
         times = {"ttft": self.ttft, "tpot": self.tpot, "latency": self.latency}

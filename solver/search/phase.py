@@ -7,15 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 from ortools.sat.python import cp_model
 
+from solver.cost.horizon import LARGEST_PRODUCT, MAX_PASS_NS, MAX_REQUEST_NS, MAX_TOKEN_NS
 from solver.cost.leaves import PPM, Leaves
+from solver.cost.machine import Phase
 from solver.search.choice import Choice, Expr, Table
 from solver.search.degree_vars import DegreeVars
 from solver.search.tables import MODES, Column, PhaseTables, ratios
 from solver.specs.llm import AttentionKind, LayerKind
 from solver.specs.problem import ALL_REDUCES, ObjectiveName
 
-MAX_LAYER_NS = 10**10
-MAX_TOTAL_NS = 10**11
+
+def longest_pass_ns(leaves: Leaves, phase: Phase) -> int:
+    """No pass of a stage takes longer within the horizon, and no layer: a decode step, or one chunk of a prompt."""
+    if phase == "decode":
+        return -(-leaves.kept_ppm // PPM) * MAX_TOKEN_NS
+    return min(MAX_PASS_NS, MAX_REQUEST_NS // leaves.chunks)
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class _Builder:
 
     def __init__(self, model: cp_model.CpModel, leaves: Leaves, d: DegreeVars, tables: PhaseTables) -> None:
         self.model, self.leaves, self.d, self.tables, self.phase = model, leaves, d, tables, tables.phase
+        self.longest = longest_pass_ns(leaves, tables.phase)
         decode = tables.phase == "decode"
         self.size: Choice[int] = d.batch if decode else d.prefill_batch
         self.mode = d.decode_mode if decode else d.prefill_mode
@@ -56,10 +63,10 @@ class _Builder:
         self.head = self._out(self.group, columns, "head")
         self.sync = self._out(self.group, columns, "sync")
         self.hops = {i: self._out(self.group, columns, f"hop{i}") for i in (d.inside.values if d.max_pp > 1 else ())}
-        self.share: Expr = self._out(self.group, columns, "share")
-        self.main_share: Expr = self._out(self.group, columns, "main_share")
+        self.share: Expr = self._share(self.group, columns, "share")
+        self.main_share: Expr = self._share(self.group, columns, "main_share")
         self.limit_shares: dict[ObjectiveName, Expr] = {
-            metric: self._out(self.group, columns, f"share.{metric}") for metric in tables.shared_limits
+            metric: self._share(self.group, columns, f"share.{metric}") for metric in tables.shared_limits
         }
         self.cores: dict[AttentionKind, cp_model.IntVar] = {}
         if d.is_moe:
@@ -81,10 +88,10 @@ class _Builder:
             self.expert.key(d.factor, columns["factor"].tolist())
         self._density(columns)
         self.exchange = {name: self._out(self.expert, columns, name) for name in ("plain", "busy", "sent")}
-        self.share = self.share + self._out(self.expert, columns, "share")
-        self.main_share = self.main_share + self._out(self.expert, columns, "main_share")
+        self.share = self.share + self._share(self.expert, columns, "share")
+        self.main_share = self.main_share + self._share(self.expert, columns, "main_share")
         for metric, share in self.limit_shares.items():
-            self.limit_shares[metric] = share + self._out(self.expert, columns, f"share.{metric}")
+            self.limit_shares[metric] = share + self._share(self.expert, columns, f"share.{metric}")
 
     def _density(self, columns: Column) -> None:
         """Sequences per GPU, ``batch / attn_tp = tokens / G``: redundant, but it ties the two tables to one another."""
@@ -101,7 +108,13 @@ class _Builder:
                     self.model.add(row == 0)
 
     def _out(self, table: Table, columns: Column, name: str) -> cp_model.IntVar:
-        return table.out(f"{self.phase}.{name}", columns[name].tolist())
+        """A time of the chosen row; rows beyond the horizon are all equally long."""
+        return table.out(f"{self.phase}.{name}", np.minimum(columns[name], self.longest + 1).tolist())
+
+    def _share(self, table: Table, columns: Column, name: str) -> cp_model.IntVar:
+        """What the chosen row costs at least; no more than lets CP-SAT add all rows up within 64 bits."""
+        most = LARGEST_PRODUCT // max(1, table.num_rows)
+        return table.out(f"{self.phase}.{name}", np.minimum(columns[name], most).tolist())
 
     def _core(self, attention: AttentionKind) -> Expr:
         """Decode core of sequences of different length, linear in the load; 0 where the table already has it."""
@@ -109,7 +122,7 @@ class _Builder:
         if self.phase == "prefill" or d.load is None:
             return 0
         if attention not in self.cores:
-            core = self.model.new_int_var(0, MAX_LAYER_NS, f"core.{attention}")
+            core = self.model.new_int_var(0, self.longest, f"core.{attention}")
             self.cores[attention] = core
             self.model.add(core >= self._out(self.group, self.tables.group, f"core.{attention}"))
             for value in d.attn_tp.values:
@@ -126,7 +139,7 @@ class _Builder:
         In the mode overlap the column ``plain`` is 0 and the half batches count, in the other modes the reverse.
         """
         columns, name, core = self.tables.group, f"{kind.attention}.{kind.ffn}", self._core(kind.attention)
-        time = self.model.new_int_var(0, MAX_LAYER_NS, f"{self.phase}.{name}")
+        time = self.model.new_int_var(0, self.longest, f"{self.phase}.{name}")
         plain = self._out(self.group, columns, f"plain.{name}")
         if kind.ffn == "dense":
             self.model.add(time == plain + core)
@@ -137,7 +150,7 @@ class _Builder:
         busy = self._out(self.group, columns, f"busy.{name}") + self.exchange["busy"]
         sent = self._out(self.group, columns, f"sent.{name}") + self.exchange["sent"]
         if self.phase == "decode" and self.d.load is not None:
-            halves = self.model.new_int_var(0, MAX_LAYER_NS, f"{self.phase}.core_of_halves")
+            halves = self.model.new_int_var(0, self.longest, f"{self.phase}.core_of_halves")
             self.model.add(halves >= core).only_enforce_if(self.mode.is_("overlap"))
             busy = busy + halves
         self.model.add(self.leaves.busy_ppm * (time - self.sync) >= PPM * busy)
@@ -156,11 +169,11 @@ def build_phase(model: cp_model.CpModel, leaves: Leaves, d: DegreeVars, tables: 
     whole: Expr = builder.embedding + builder.head
     for kind, time in layer.items():
         whole = whole + llm.layers.count(kind) * time
-    total = model.new_int_var(0, MAX_TOTAL_NS, f"{phase}.total")
+    total = model.new_int_var(0, max(d.pp.values) * builder.longest, f"{phase}.total")
     model.add(total == whole)
     path: Expr = total
     if d.max_pp > 1:
-        hops = model.new_int_var(0, MAX_LAYER_NS, f"{phase}.hops")
+        hops = model.new_int_var(0, MAX_REQUEST_NS, f"{phase}.hops")
         for inside in d.inside.values:
             back = int(leaves.comm.return_ns(np.asarray(inside, dtype=np.int64))) if phase == "decode" else 0
             for pp in d.pp.values:

@@ -12,26 +12,21 @@ from dataclasses import dataclass, replace
 
 from ortools.sat.python import cp_model
 
+from solver.cost.horizon import LARGEST_PRODUCT, MAX_OBJECTIVE, MAX_REQUEST_NS, MAX_TOKEN_NS, SHARED_PRODUCT
 from solver.cost.leaves import Leaves
 from solver.cost.limits import limits_of
 from solver.cost.metrics import THROUGHPUT_SCALE, Utopia
 from solver.degrees import Domains
 from solver.search.bounds import Bounds
-from solver.search.ceilings import MAX_OBJECTIVE, MAX_STEP_NS, MAX_TOTAL_NS
 from solver.search.choice import Expr
 from solver.search.degree_vars import DegreeVars, TiePart, mixed_radix
 from solver.search.interrupts import keeping_interrupts
 from solver.search.metric_vars import MetricVars, weighed
-from solver.search.phase import PhaseVars, build_phase
+from solver.search.phase import PhaseVars, build_phase, longest_pass_ns
 from solver.search.pruning import build_tables, prune
 from solver.search.stage_vars import StageVars
 from solver.search.tables import PhaseTables, tables_digest
 from solver.strategy import Strategy
-
-LARGEST_PRODUCT = 2**61
-"""Products of a time and a count (GPUs, sequences) beyond this are not considered: they would leave 64 bits."""
-SHARED_PRODUCT = 2**55
-"""The same where several programs share a model, because CP-SAT wants the sum of all domains within 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ class Program:
         self.prefill: PhaseVars = build_phase(model, leaves, d, self.tables[1])
         self.stages = self._stages()
 
-        step = model.new_int_var(0, MAX_STEP_NS, "step")
+        step = model.new_int_var(0, longest_pass_ns(leaves, "decode"), "step")
         model.add(step >= self.decode.path + leaves.host_ns)
         if d.max_pp > 1:
             slow = self.stages.slowest["decode"]
@@ -102,13 +97,13 @@ class Program:
         slowest_pass = self.stages.slowest["prefill"]
         ttft = self.prefill.path + (leaves.chunks - 1) * slowest_pass + leaves.chunks * leaves.prefill_host_ns
         ttft = ttft + leaves.transfer_ns
-        round_ns = model.new_int_var(0, MAX_TOTAL_NS, "round")
+        round_ns = model.new_int_var(0, MAX_REQUEST_NS, "round")
         model.add(round_ns >= leaves.chunks * (slowest_pass + leaves.prefill_host_ns))
         most_rounds = max(domains.batch) * max(domains.micro_batches)
         rounds = model.new_int_var(1, most_rounds, "rounds")
         for p in d.prefill_batch.values:
             model.add(p * rounds >= d.sequences).only_enforce_if(d.prefill_batch.is_(p))
-        others = model.new_int_var(0, MAX_TOTAL_NS, "other_rounds")
+        others = model.new_int_var(0, MAX_REQUEST_NS + MAX_TOKEN_NS, "other_rounds")
         model.add_multiplication_equality(others, [rounds - 1, round_ns])
         self.metrics = MetricVars(model, leaves, step, ttft, round_ns, others)
         self.objective = self._objective(utopia)
@@ -223,7 +218,7 @@ class Program:
         """``cycle`` times the GPUs that `active_per_share` sequences keep busy."""
         if self._busy is not None:
             return self._busy
-        whole = self.model.new_int_var(0, MAX_TOTAL_NS, "cycle")
+        whole = self.model.new_int_var(0, MAX_REQUEST_NS + MAX_TOKEN_NS, "cycle")
         self.model.add(whole == cycle)
         busy = self.model.new_int_var(0, self.largest_product, "gpu_time")
         self.model.add_multiplication_equality(busy, [whole, self.degrees.gpus_per_share])

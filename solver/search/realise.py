@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from solver.cost.balance import sequence_tokens
+from solver.cost.horizon import horizon_violations
 from solver.cost.layers import Blocks
 from solver.cost.leaves import Leaves
 from solver.cost.ledger import stage_ledgers
@@ -20,7 +21,7 @@ from solver.strategy import Strategy, packing_of
 
 @dataclass(frozen=True)
 class Realised:
-    """A strategy with its placement. `violations` lists broken memory and SLO rules (then it is no plan)."""
+    """A strategy with its placement. `violations`: broken rules of memory, SLOs and horizon (then it is no plan)."""
 
     strategy: Strategy
     blocks: Blocks
@@ -69,7 +70,7 @@ class BlockCache:
 def realise(cache: BlockCache, strategy: Strategy, utopia: Utopia | None, deadline: float) -> Realised:
     """Solve the blocks for a strategy's degrees and add everything up.
 
-    The strategy must satisfy :func:`solver.legality.violations`; memory and SLOs are judged here.
+    The strategy must satisfy :func:`solver.legality.violations`; memory, SLOs and horizon are judged here.
     """
     leaves, problem = cache.leaves, cache.problem
     experts = cache.experts(strategy.moe_ep, deadline)
@@ -90,7 +91,7 @@ def realise(cache: BlockCache, strategy: Strategy, utopia: Utopia | None, deadli
         batches,
         figures,
         ledgers,
-        (*memory_violations(ledgers), *limit_violations(problem, figures)),
+        (*memory_violations(ledgers), *limit_violations(problem, figures), *horizon_violations(problem, figures)),
         objective_value(problem.objective.name, figures, weights),
     )
 

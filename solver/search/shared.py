@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from solver.cost.horizon import in_horizon
 from solver.cost.leaves import Leaves
 from solver.cost.limits import is_within, limits_of
 from solver.cost.metrics import Figures, Utopia, objective_value
@@ -41,6 +42,8 @@ class Known:
         limits, best = limits_of(problem), None
         for strategy, figures in self.priced.items():
             if figures is None or figures.gpus > problem.gpu_budget or not is_within(limits, figures):
+                continue
+            if not in_horizon(problem, figures):
                 continue
             value = objective_value(problem.objective.name, figures, weights)
             if admits is not None and not admits(strategy, value):

@@ -14,10 +14,8 @@ from solver.cost.leaves import Leaves
 from solver.cost.machine import BYTES_PER_KIB, Phase
 from solver.search.choice import Choice, Expr, Table
 from solver.search.degree_vars import DegreeVars
-from solver.search.phase import PhaseVars
+from solver.search.phase import PhaseVars, longest_pass_ns
 from solver.specs.llm import LayerKind
-
-MAX_STAGE_NS = 10**11
 
 
 class StageVars:
@@ -39,7 +37,7 @@ class StageVars:
         self.slowest = {}
         phases: tuple[tuple[Phase, PhaseVars], ...] = (("decode", decode), ("prefill", prefill))
         for phase, times in phases:
-            slow = model.new_int_var(0, MAX_STAGE_NS, f"{phase}.slowest")
+            slow = model.new_int_var(0, longest_pass_ns(leaves, phase), f"{phase}.slowest")
             self.slowest[phase] = slow
             for pp in d.pp.values:
                 model.add(pp * slow >= times.total).only_enforce_if(d.pp.is_(pp))

@@ -18,6 +18,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from solver.cost.horizon import in_horizon
 from solver.cost.layers import Blocks, PhaseTimes
 from solver.cost.leaves import Leaves
 from solver.cost.ledger import layer_kib, stage_constant_kib
@@ -43,7 +44,7 @@ class StagesProblem:
 
 
 def solve_stages(problem: StagesProblem, utopia: Utopia | None, *, with_slos: bool = True) -> tuple[int, ...] | None:
-    """Layers of every stage, first to last; None when no layout meets memory (and SLOs, unless they are left out)."""
+    """Layers of every stage, first to last; None when none meets memory (and SLOs and horizon, unless left out)."""
     leaves, strategy = problem.leaves, problem.strategy
     num_layers, objective = leaves.problem.llm.num_layers, leaves.problem.objective
     if strategy.pp == 1:
@@ -51,13 +52,15 @@ def solve_stages(problem: StagesProblem, utopia: Utopia | None, *, with_slos: bo
     if strategy.pp > num_layers:
         return None
     weights = utopia.weights(objective.latency_weight) if utopia else (0, 0)
-    limits = limits_of(leaves.problem) if with_slos else ()
+    limits = limits_of(leaves.problem)
     best: tuple[tuple[int, int], tuple[int, ...]] | None = None
     for slowest, layout in _pareto(problem):
         blocks = Blocks(problem.load_tokens, problem.lambda_ppm, layout)
         figures = evaluate_times(leaves, strategy, problem.packing, blocks)
         key = (objective_value(objective.name, figures, weights), slowest)
-        if (best is None or key < best[0]) and is_within(limits, figures):
+        if best is not None and key >= best[0]:
+            continue
+        if not with_slos or (is_within(limits, figures) and in_horizon(leaves.problem, figures)):
             best = key, layout
     return None if best is None else best[1]
 

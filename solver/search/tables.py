@@ -23,12 +23,12 @@ from typing import Literal
 import numpy as np
 
 from solver.cost.balance import sequence_tokens
+from solver.cost.horizon import MAX_OBJECTIVE
 from solver.cost.leaves import PPM, Leaves
 from solver.cost.machine import Floats, Ints, Phase
 from solver.cost.metrics import THROUGHPUT_SCALE, Utopia
 from solver.degrees import Domains
 from solver.search.bounds import Bounds
-from solver.search.ceilings import MAX_OBJECTIVE
 from solver.specs.llm import LayerKind
 from solver.specs.problem import ALL_REDUCES, AllReduce, ObjectiveName, Problem
 

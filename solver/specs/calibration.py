@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from solver.specs.spec import Spec
 from solver.units import Bytes, Nanoseconds
 
 Provenance = Literal["measured", "fitted", "vendor", "assumed"]
-Share = Annotated[float, Field(gt=0, le=1)]
+LONGEST_OVERHEAD_S = 10
+
+
+def _bounded(ns: int) -> int:
+    if ns > LONGEST_OVERHEAD_S * 10**9:
+        raise ValueError(f"{ns / 1e9:,.6g} s is longer than the {LONGEST_OVERHEAD_S} s that a fixed time may take")
+    return ns
+
+
+Overhead = Annotated[Nanoseconds, AfterValidator(_bounded)]
+"""Fixed time of something that an engine does."""
+Share = Annotated[float, Field(ge=1e-3, le=1)]
 Rows = Annotated[float, Field(ge=0, le=10**6)]
 Arithmetic = Literal["bf16", "fp8", "fp8_block", "int8", "fp4"]
 """What a GEMM multiplies. ``fp8_block`` is 8-bit floating point with a scale per block of weights."""
@@ -74,22 +85,22 @@ class Calibration(Spec):
     """Achieved / peak memory bandwidth when the KV cache is read."""
     link_efficiency: Share
     """Achieved / stated link bandwidth."""
-    launch: Nanoseconds
+    launch: Overhead
     """Fixed time of one kernel inside a captured graph."""
-    collective_base: Nanoseconds
+    collective_base: Overhead
     """Fixed time of one collective beyond its link latencies (kernel, synchronisation)."""
-    direct_sync: Nanoseconds | None = None
+    direct_sync: Overhead | None = None
     """Time of a direct all-reduce between its two steps: every rank waits until all ranks of its domain have reduced
     their shares. Absent where the engine has no direct all-reduce."""
-    host_step: Nanoseconds
+    host_step: Overhead
     """Host work per decode step (scheduler, sampler, input preparation) that the GPU waits for."""
-    host_sequence: Nanoseconds = 0
+    host_sequence: Overhead = 0
     """Host and sampling work per sequence of a decode step."""
-    host_prefill: Nanoseconds
+    host_prefill: Overhead
     """Host work per prefill pass."""
-    host_prefill_kernel: Nanoseconds = 0
+    host_prefill_kernel: Overhead = 0
     """Host work per kernel of a prefill pass: they are launched one by one, outside a captured graph."""
-    host_prefill_linear: Nanoseconds = 0
+    host_prefill_linear: Overhead = 0
     """Host work per linear-attention layer of a prefill pass beyond that: its kernels are launched from Python."""
     routing_noise: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the sampling noise of routing that reaches the time of the experts."""
@@ -98,17 +109,17 @@ class Calibration(Spec):
     draft_host_steps: Annotated[int, Field(ge=0, le=16)] = 0
     """Times that a decode step repeats its host work when tokens are drafted: 2 where an engine plans the draft, the
     verification and the extension one after another instead of while the GPU works."""
-    draft_host_sequence: Nanoseconds = 0
+    draft_host_sequence: Overhead = 0
     """Host work per sequence of each of those repetitions: all of it is visible where nothing overlaps it."""
     mixed_batches: bool = False
     """Whether the engine computes prompt chunks and decode tokens in one step; if not, decoding waits for prefills."""
-    request_overhead: Nanoseconds = 0
+    request_overhead: Overhead = 0
     """Time from a request's arrival to its first scheduling and back to the client, outside the model."""
     queue_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the other requests' prefills in a cycle that delays a first token in bursts, beyond proportion."""
     overlap_sm_share: Annotated[float, Field(ge=0, lt=1)]
     """Share of the SMs that communication takes from computation during two-batch overlap."""
-    overlap_sync: Nanoseconds
+    overlap_sync: Overhead
     """Time per layer that two-batch overlap cannot hide (DESIGN 5.9, eps)."""
     usable_memory: Share
     """Share of the GPU's memory that a process may plan with."""

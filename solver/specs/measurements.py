@@ -121,7 +121,8 @@ def served_llm(measurement: Measurement) -> Llm:
     The KV cache is fp8 on hardware with an fp4 unit and in NVIDIA's own checkpoints (``nvidia/...``, whose quantisation
     config says so), unless the precision has 16 bits; otherwise bf16. Scales of fp8 are
     per block where the LLM is published so, or where it has experts and the row says ``fp8_block``: engines quantise a
-    dense LLM with one scale per channel unless its checkpoint has blocks.
+    dense LLM with one scale per channel unless its checkpoint has blocks. It has no `max_context`: engines are told to
+    serve longer requests, and the row says that they did.
 
     Raises
     ------
@@ -152,6 +153,11 @@ def contradiction(row: Measurement) -> str | None:
         return (
             f"row {shown(row.id)}: moe_tp * moe_ep = {row.moe_tp * row.moe_ep}, but attn_tp * attn_dp = {stage}; make "
             "both equal, or moe_tp = moe_ep = 1 for a dense LLM"
+        )
+    if stage > 1 and row.moe_tp * row.moe_ep == 1 and served_llm(row).is_moe:
+        return (
+            f"row {shown(row.id)}: moe_tp = moe_ep = 1, but {shown(row.llm)} has experts on {stage} GPUs a stage; give "
+            "moe_tp * moe_ep = attn_tp * attn_dp"
         )
     if row.gpus % (stage * row.pp):
         return (
@@ -187,7 +193,8 @@ def _served_llm(name: str, system: str, precision: str, fp8_blocks: bool) -> Llm
     small_cache = "fp4" in load_cluster(system).gpu.peak or name.lower().startswith("nvidia/")
     small_cache = small_cache and storage_format(precision) not in ("bf16", "fp16")
     blocks = fp8_blocks and (llm.is_moe or precision == "fp8_block")
-    return in_precision(llm, precision, kv="fp8" if small_cache else "bf16", fp8_blocks=blocks)
+    served = in_precision(llm, precision, kv="fp8" if small_cache else "bf16", fp8_blocks=blocks)
+    return served.model_copy(update={"max_context": None})
 
 
 @functools.lru_cache(maxsize=1024)

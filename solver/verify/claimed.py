@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from solver.cost.closed_loop import predict_strategy
+from solver.cost.horizon import horizon_violations
 from solver.cost.ledger import stage_ledgers
 from solver.cost.metrics import (
     NATURAL_UNITS,
@@ -150,7 +151,7 @@ def breakdown(evidence: Evidence) -> Iterator[Finding]:
 
 
 def slos(evidence: Evidence) -> Iterator[Finding]:
-    """Hard limits on the recomputed metrics."""
+    """Hard limits on the recomputed metrics, and the horizon of the model."""
     slo, figures = evidence.problem.workload.slo, evidence.figures
     for rule, name, value, limit in (
         ("slo-ttft", "TTFT", figures.ttft_ns, slo.ttft),
@@ -159,6 +160,8 @@ def slos(evidence: Evidence) -> Iterator[Finding]:
     ):
         if limit is not None and value > limit:
             yield Finding(rule, f"{name} is {value} ns, the SLO is {limit} ns")
+    for beyond in horizon_violations(evidence.problem, figures):
+        yield Finding(beyond.rule, beyond.sentence)
     tokens = figures.active * evidence.problem.workload.osl * 10**9  # output tokens of a cycle, times ns per second
     for rule, name, width, least in (
         ("slo-throughput", "throughput", 1, slo.min_throughput),

@@ -22,6 +22,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from solver.cost.balance import batches_held, resident_tokens, sequence_tokens
+from solver.cost.horizon import MAX_PASS_NS, MAX_REQUEST_NS, MAX_TOKEN_NS
 from solver.cost.leaves import PPM, Leaves
 from solver.cost.limits import limits_of
 from solver.cost.machine import Ints
@@ -226,7 +227,7 @@ class Enumeration:
         step: Ints,
         passes: tuple[Ints, Ints],
     ) -> Ints:
-        """Objective of a decode step and of the prefill passes; ``HUGE`` where an SLO cannot hold."""
+        """Objective of a decode step and of the prefill passes; ``HUGE`` where an SLO or the horizon cannot hold."""
         workload, batch, (ttft, round_ns) = self.problem.workload, self.batches[at.batch], passes
         rounds = -(-batch * at.micro // self.prompts[at.prompts])
         tpot = step + -(-(rounds - 1) * round_ns // workload.osl)
@@ -235,6 +236,8 @@ class Enumeration:
         values = _Values(ttft, tpot, latency, cycle)
         value = self._objective(rows, at, *goal, values)
         infeasible = (step >= HUGE_NS) | (ttft >= HUGE_NS) | ~self._prompts_fit(at)
+        infeasible = infeasible | (tpot > MAX_TOKEN_NS) | (latency > MAX_REQUEST_NS)
+        infeasible = infeasible | (round_ns // self.leaves.chunks > MAX_PASS_NS)
         for limit in limits_of(self.problem):
             infeasible = infeasible | (self._objective(rows, at, limit.metric, (0, 0), values) > limit.at_most)
         return np.where(infeasible, HUGE, np.minimum(value, HUGE))

@@ -14,6 +14,7 @@ from math import comb
 
 import numpy as np
 
+from solver.cost.horizon import SHARED_PRODUCT, in_horizon
 from solver.cost.layers import Blocks
 from solver.cost.ledger import stage_ledgers
 from solver.cost.limits import is_within, limits_of
@@ -254,7 +255,7 @@ def _priced(judge: Judge, strategy: Strategy, blocks: Blocks) -> int:
     if violations(problem, strategy):
         return HUGE
     figures = evaluate_times(judge.leaves, strategy, packing_of(problem, strategy), blocks)
-    if not is_within(limits_of(judge.leaves.problem), figures):
+    if not is_within(limits_of(problem), figures) or not in_horizon(problem, figures, SHARED_PRODUCT):
         return HUGE
     if any(ledger.total_kib > ledger.capacity_kib for ledger in stage_ledgers(judge.leaves, strategy, blocks)):
         return HUGE

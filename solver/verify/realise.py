@@ -12,6 +12,7 @@ from itertools import product
 import numpy as np
 
 from solver.cost.balance import batches_held, resident_tokens
+from solver.cost.horizon import in_horizon
 from solver.cost.layers import Blocks, PhaseTimes
 from solver.cost.leaves import Leaves, as_ints
 from solver.cost.ledger import stage_ledgers
@@ -192,7 +193,7 @@ def _value(judge: Judge, strategy: Strategy, blocks: Blocks) -> int | None:
     """Objective integer of a complete strategy; None when it is illegal, does not fit, or misses an SLO."""
     problem = judge.leaves.problem
     figures = evaluate_times(judge.leaves, strategy, packing_of(problem, strategy), blocks)
-    if not is_within(limits_of(problem), figures) or violations(problem, strategy):
+    if not is_within(limits_of(problem), figures) or not in_horizon(problem, figures) or violations(problem, strategy):
         return None
     if any(ledger.total_kib > ledger.capacity_kib for ledger in stage_ledgers(judge.leaves, strategy, blocks)):
         return None

@@ -40,8 +40,10 @@ class Shrinker:
         self.kept = list(self.constraints)
 
     def shrink(self) -> Conflict:
-        """The minimal set of a problem that is known to have no plan."""
+        """The minimal set of a problem that is known to have no plan; empty where nothing can be dropped to get one."""
         self._delete(self.kept[:])
+        if len(self.kept) == 1 and self.alone([], f"is {self.kept[0].name} needed").is_none:
+            return Conflict(())
         members = tuple(self._needed(constraint) for constraint in self.kept)
         return Conflict(members)
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from solver.cost.horizon import HORIZON
 from solver.cost.metrics import Utopia
 from solver.explanation import Attempt, Explanation, Member, Relaxation, WhyNot
 from solver.plan import NoPlan, Plan
@@ -91,7 +92,7 @@ class Journey:
             and all(relaxation.status != "OPEN" for relaxation in relaxations)
             and all(member.alone is not None for member in members)
         )
-        remarks = [] if members else ["no strategy has a step below 100 s and a request below 10,000 s"]
+        remarks = [] if members else [f"whatever is dropped, no strategy keeps within {HORIZON}"]
         if named is not None:
             remarks.append("no strategy is a plan, so none was compared with the one that was named")
         return self._document(

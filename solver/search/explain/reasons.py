@@ -5,6 +5,7 @@ Most take a second or two, none is cut short by a clock of its own: equal proble
 
 from __future__ import annotations
 
+from solver.cost.horizon import HORIZON
 from solver.explanation import AxisName
 from solver.search.explain.axes import axes_of
 from solver.search.explain.conflict import Needed, Shrinker
@@ -36,7 +37,7 @@ def reasons_for_none(problem: Problem, limits: SearchLimits) -> tuple[str, ...]:
     shrinker = Shrinker(decider, problem, constraints_of(problem))
     conflict = shrinker.shrink()
     if not conflict.members:
-        return ("no strategy has a step below 100 s and a request below 10,000 s: the cost model goes no further",)
+        return (f"whatever is dropped, no strategy keeps within {HORIZON}",)
     relaxer = Relaxer(decider, problem, [member.constraint.name for member in conflict.members])
     sentences = [_sentence(relaxer, member) for member in conflict.members]
     return (*sentences, summary(len(sentences), is_minimal=conflict.is_minimal) + f"; {NOTE}")

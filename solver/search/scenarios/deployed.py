@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from solver.cost.horizon import SHARED_PRODUCT, horizon_violations
 from solver.cost.layers import Blocks
 from solver.cost.leaves import Leaves
 from solver.cost.ledger import stage_ledgers
 from solver.cost.limits import limit_violations
 from solver.cost.metrics import Figures, evaluate_times, objective_value
 from solver.cost.scenarios import Yardstick
+from solver.legality import Violation
 from solver.scenarioplan import COMMON
 from solver.search.loop import Loop
 from solver.search.realise import Realised, memory_violations
 from solver.search.scenarios.stages import common_layout, figures_with
 from solver.search.stages import StagesProblem
+from solver.specs.problem import Problem
 from solver.strategy import Strategy, packing_of
 
 Strategies = tuple[Strategy, ...]
@@ -58,7 +61,9 @@ def deploy(loops: Sequence[Loop], strategies: Strategies, yardstick: Yardstick) 
             return Deployed(parts, None, 0)
         parts = tuple(_with_layout(loop.leaves, part, layout) for loop, part in zip(loops, parts, strict=True))
     values = [part.value for part in parts]
-    feasible = not any(part.violations for part in parts)
+    feasible = not any(
+        part.violations or _missed(part.figures, loop.problem) for loop, part in zip(loops, parts, strict=True)
+    )
     return Deployed(parts, yardstick.total(values) if feasible else None, yardstick.expected(values))
 
 
@@ -111,7 +116,7 @@ def _layout(
         return wished[0]
 
     def rank(figures: Sequence[Figures]) -> tuple[int, ...] | None:
-        if any(limit_violations(problem.leaves.problem, each) for problem, each in zip(problems, figures, strict=True)):
+        if any(_missed(each, problem.leaves.problem) for problem, each in zip(problems, figures, strict=True)):
             return None
         values = _values(problems, figures)
         return (yardstick.total(values), yardstick.expected(values))
@@ -120,6 +125,11 @@ def _layout(
         whole = (problems[0].leaves.problem.llm.num_layers,)
         return None if rank(figures_with(problems, whole)) is None else whole
     return common_layout(problems, rank)
+
+
+def _missed(figures: Figures, problem: Problem) -> list[Violation]:
+    """Limits and horizon that one scenario's metrics exceed."""
+    return [*limit_violations(problem, figures), *horizon_violations(problem, figures, SHARED_PRODUCT)]
 
 
 def _with_layout(leaves: Leaves, part: Realised, layout: tuple[int, ...]) -> Realised:
@@ -133,6 +143,6 @@ def _with_layout(leaves: Leaves, part: Realised, layout: tuple[int, ...]) -> Rea
         blocks=blocks,
         figures=figures,
         ledgers=ledgers,
-        violations=(*memory_violations(ledgers), *limit_violations(leaves.problem, figures)),
+        violations=(*memory_violations(ledgers), *_missed(figures, leaves.problem)),
         value=objective_value(leaves.problem.objective.name, figures),
     )

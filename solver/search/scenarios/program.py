@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from ortools.sat.python import cp_model
 
+from solver.cost.horizon import MAX_OBJECTIVE
 from solver.cost.scenarios import Yardstick
-from solver.search.ceilings import MAX_OBJECTIVE
 from solver.search.choice import Choice, Expr, Value
 from solver.search.degree_vars import TiePart, mixed_radix
 from solver.search.loop import Loop
