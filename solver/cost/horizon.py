@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+import numpy.typing as npt
+
+from solver.cost.machine import Ints
 from solver.cost.metrics import OBJECTIVE_UNITS, THROUGHPUT_SCALE, Figures, objective_value
 from solver.legality import Violation
 from solver.specs.problem import ObjectiveName, Problem
@@ -51,6 +55,11 @@ def horizon_violations(problem: Problem, figures: Figures, product: int = LARGES
     if rate in ("throughput", "efficiency") and objective_value(rate, figures) > MAX_OBJECTIVE:
         sentence = f"{objective_value(rate, figures)} {OBJECTIVE_UNITS[rate]}: a plan states integers up to 2^53"
         yield Violation("horizon", sentence)
+
+
+def beyond_times(tpot_ns: Ints, pass_ns: Ints, request_ns: Ints) -> npt.NDArray[np.bool_]:
+    """Where one of the times is beyond the horizon; arrays that broadcast."""
+    return (tpot_ns > MAX_TOKEN_NS) | (pass_ns > MAX_PASS_NS) | (request_ns > MAX_REQUEST_NS)
 
 
 def is_counted(figures: Figures, product: int = LARGEST_PRODUCT) -> bool:

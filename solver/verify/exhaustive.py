@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from solver.cost.balance import batches_held, resident_tokens, sequence_tokens
-from solver.cost.horizon import MAX_PASS_NS, MAX_REQUEST_NS, MAX_TOKEN_NS
+from solver.cost.horizon import beyond_times
 from solver.cost.leaves import PPM, Leaves
 from solver.cost.limits import limits_of
 from solver.cost.machine import Ints
@@ -236,8 +236,7 @@ class Enumeration:
         values = _Values(ttft, tpot, latency, cycle)
         value = self._objective(rows, at, *goal, values)
         infeasible = (step >= HUGE_NS) | (ttft >= HUGE_NS) | ~self._prompts_fit(at)
-        infeasible = infeasible | (tpot > MAX_TOKEN_NS) | (latency > MAX_REQUEST_NS)
-        infeasible = infeasible | (round_ns // self.leaves.chunks > MAX_PASS_NS)
+        infeasible = infeasible | beyond_times(tpot, round_ns // self.leaves.chunks, latency)
         for limit in limits_of(self.problem):
             infeasible = infeasible | (self._objective(rows, at, limit.metric, (0, 0), values) > limit.at_most)
         return np.where(infeasible, HUGE, np.minimum(value, HUGE))
