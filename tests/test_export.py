@@ -302,6 +302,7 @@ def test_the_benchmark_measures_the_planned_point(engine: str, tmp_path: Path) -
     assert (command.option("--random-input-len"), command.option("--random-output-len")) == (100, 16)
     assert command.option("--max-concurrency") == 4  # eight sequences on two replicas
     (tmp_path / "result.json").write_text('{"mean_ttft_ms": 12.5, "mean_tpot_ms": 3.25, "output_throughput": 80.0}\n')
+    (tmp_path / "out.csv").touch()  # an empty file gets its header
     for _ in range(2):
         subprocess.run(["python3", "collect.py", "result.json", "out.csv"], cwd=tmp_path, check=True)
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))

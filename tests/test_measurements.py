@@ -133,7 +133,7 @@ def test_needed_cells_must_be_filled(tmp_path: Path, column: str) -> None:
 
 
 @pytest.mark.parametrize("column", ["measured_ttft_ms", "measured_tpot_ms", "speculative_accepted"])
-@pytest.mark.parametrize("cell", ["nan", "NaN", "inf", "-inf", "-1", "1e99", "fast", "1_0_"])
+@pytest.mark.parametrize("cell", ["nan", "NaN", "inf", "-inf", "-1", "1e99", "fast", "1_0", "１２"])
 def test_malformed_times_and_shares(tmp_path: Path, column: str, cell: str) -> None:
     with pytest.raises(SpecError, match=f"line 2: {column} '{cell}' is not a number .*; "):
         one(tmp_path, **{"speculative_draft": "2", column: cell})

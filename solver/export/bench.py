@@ -57,7 +57,7 @@ def main() -> None:
             raise SystemExit(f"{{sys.argv[1]}}: none of {{names}} in the result")
         row[column] = found[0]
     out = Path(sys.argv[2])
-    new = not out.exists()
+    new = not out.exists() or not out.stat().st_size
     if not new and out.read_text().splitlines()[:1] != [",".join(COLUMNS)]:
         raise SystemExit(f"{{out}} has other columns than {{', '.join(COLUMNS)}}; give another file")
     with out.open("a", newline="") as file:

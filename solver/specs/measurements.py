@@ -249,7 +249,7 @@ class _Row:
         if cell is None:
             return None
         try:
-            value = float(cell)
+            value = math.nan if "_" in cell or not cell.isascii() else float(cell)
         except ValueError:
             value = math.nan
         if not math.isfinite(value) or not 0 <= value <= high or (value == 0 and not zero):
