@@ -36,7 +36,8 @@ UNIT_ARITHMETIC: dict[str, Arithmetic] = {"bf16": "bf16", "fp8": "fp8", "int8": 
 def ceil_int(value: Floats | float) -> Ints:
     """Round up to integers, once per leaf; `LARGEST_LEAF` is the most."""
     if isinstance(value, float):  # numpy's scalars too: most leaves that are asked one by one
-        return np.asarray(math.ceil(min(value - SLACK, LARGEST_LEAF)), dtype=np.int64)[()]
+        one = float(value) - SLACK
+        return np.int64(math.ceil(one) if one < LARGEST_LEAF else LARGEST_LEAF)  # type: ignore[return-value]
     return np.ceil(np.minimum(np.asarray(value, dtype=np.float64) - SLACK, LARGEST_LEAF)).astype(np.int64)
 
 
