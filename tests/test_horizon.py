@@ -6,7 +6,7 @@ import pytest
 from oracle import brute_force, every_strategy
 from plans import CALIBRATION, small_cluster, small_problem, small_workload
 
-from solver import SolveOptions, evaluate, solve, verify
+from solver import ScenarioPlan, Scenarios, SolveOptions, evaluate, solve, solve_scenarios, verify
 from solver.plan import NoPlan, Plan
 from solver.specs.calibration import Calibration
 from solver.specs.problem import Objective, ObjectiveName, Problem, Space
@@ -53,3 +53,12 @@ def test_nothing_within_the_horizon_is_infeasible_and_says_so() -> None:
     assert isinstance(result, NoPlan)
     assert result.status == "INFEASIBLE"
     assert any("100,000 s" in reason for reason in result.reasons)
+
+
+def test_scenarios_end_where_one_model_of_all_of_them_does() -> None:
+    # Several programs share 64 bits, so that their horizon is nearer: 36,000 s of a cycle.
+    asked = Scenarios.read({"scenario": [{"name": "a", "osl": 3 * 10**5}, {"name": "b", "osl": 10**6}]}, "test")
+    plan = solve_scenarios(long_requests("efficiency"), asked, options=SolveOptions(workers=1))
+    assert isinstance(plan, ScenarioPlan)
+    assert plan.status == "OPTIMAL"
+    assert verify(plan, exhaustive=True).ok

@@ -106,6 +106,8 @@ class Program:
         others = model.new_int_var(0, MAX_REQUEST_NS + MAX_TOKEN_NS, "other_rounds")
         model.add_multiplication_equality(others, [rounds - 1, round_ns])
         self.metrics = MetricVars(model, leaves, step, ttft, round_ns, others)
+        if self.largest_product < THROUGHPUT_SCALE * MAX_REQUEST_NS:  # of several programs in one model
+            model.add(THROUGHPUT_SCALE * self.metrics.cycle <= self.largest_product)
         self.objective = self._objective(utopia)
         self._shares()
         self._rate_limits()
